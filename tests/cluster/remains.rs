@@ -87,7 +87,11 @@ pub fn register_directory(path: &str) {
 
 /// Ends all processes, and removes everything. Reports on standard error what cannot be removed.
 pub fn remove() {
-    let Some(remains) = REMAINS.lock().ok().and_then(|mut remains| remains.take()) else {
+    // Locked until the end: after a signal, the process must not exit while another thread removes.
+    let Ok(mut registered) = REMAINS.lock() else {
+        return;
+    };
+    let Some(remains) = registered.take() else {
         return;
     };
     if let Err(error) = remains.remove() {
@@ -151,6 +155,10 @@ fn groups() -> Vec<PathBuf> {
 
 /// Removes a group, after those below it.
 fn remove_group(group: &Path) -> Result<()> {
+    // In hierarchies with several names, such as cpu and cpu,cpuacct, it is removed by the first.
+    if !group.exists() {
+        return Ok(());
+    }
     for entry in fs::read_dir(group)?.flatten() {
         if entry.file_type()?.is_dir() {
             remove_group(&entry.path())?;

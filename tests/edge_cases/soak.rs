@@ -22,7 +22,7 @@ fn memory_and_descriptors_stay_flat_while_processes_and_connections_come_and_go(
             agent: &agent::binary()?,
             subject: Path::new(SUBJECT),
             length: Duration::from_secs(24),
-            // A third of the rates of `cargo xtask soak`: other tests run meanwhile, and they make samples late.
+            // A third of the rates of `cargo xtask soak`: machines that run tests may have two CPUs, and be busy.
             processes_per_s: 15,
             connections_per_s: 150,
             max_late: 0.2,

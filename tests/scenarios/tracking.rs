@@ -13,7 +13,7 @@ use rustix::{
     process::{Signal, getppid},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
-use tailback_tests::{ports, program, redis::Redis};
+use tailback_tests::{cleanup, ports, program, redis::Redis};
 
 use crate::{
     play::{Culprit, Play},
@@ -89,8 +89,13 @@ struct Limit {
 impl Limit {
     fn set(limit: usize) -> Result<Self> {
         let before = write(None)?;
+        let set = Self {
+            before: before.clone(),
+        };
+        // A signal ends this process without drop.
+        cleanup::on_interrupt(move || drop(Self { before }));
         write(Some(&limit.to_string()))?;
-        Ok(Self { before })
+        Ok(set)
     }
 }
 

@@ -8,7 +8,13 @@
 use std::collections::HashMap;
 
 use super::{local_ports::network_of, paths::read_text};
-use crate::{sample::Conntrack, target::ProcessInfo};
+use crate::{
+    sample::Conntrack,
+    target::{
+        ProcessInfo,
+        namespaces::{self, is_initial},
+    },
+};
 
 /// Maximum number of network namespaces examined in one search, besides that of the host.
 const MAX_NETWORKS: usize = 8;
@@ -17,6 +23,10 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The limit of all tables.
 const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const INIT: u32 = 1;
+/// The first kernel thread, in the initial PID namespace.
+const KTHREADD: u32 = 2;
+/// What was seen longer ago than this, ns, says nothing about now: three times the longest interval between searches.
+const MAX_AGE_NS: u64 = 30_000_000_000;
 
 #[derive(Default)]
 pub(super) struct ConntrackScan {
@@ -30,19 +40,30 @@ pub(super) struct ConntrackScan {
 struct Known {
     /// Dropped packets up to the last search.
     drops: u64,
-    /// Those of them that were dropped since the table is full.
+    /// Those of them that were dropped since the table was first observed to be full.
     dropped_full: u64,
+    /// Time of the last search, ns.
+    searched_ns: u64,
+    /// Time of the last search that found more dropped packets, ns.
+    dropped_ns: Option<u64>,
 }
 
 impl ConntrackScan {
     /// Searches the network namespaces of these processes, and that of the host. `None`: nothing to report.
-    pub(super) fn search(&mut self, processes: &[&ProcessInfo]) -> Option<Vec<Conntrack>> {
-        let limit = read_text(LIMIT, 64).trim().parse().ok();
-        // Without permission to inspect init, the agent's own namespace: that of the host, if it runs there.
-        let own = std::process::id();
-        let host = [INIT, own]
-            .into_iter()
-            .find_map(|pid| Some((network_of(pid)?, pid)));
+    pub(super) fn search(
+        &mut self,
+        processes: &[&ProcessInfo],
+        now_ns: u64,
+    ) -> Option<Vec<Conntrack>> {
+        let limit = read_text(LIMIT, 64).trim().parse::<u64>().ok();
+        // 0: no limit.
+        let limit = limit.filter(|limit| *limit > 0);
+        // In another PID namespace, process 1 may be a watched service.
+        let sees_host = is_initial(namespaces::PID) == Ok(true);
+        // A security module may protect init. Kernel threads are in the host's network namespace as well.
+        let host = sees_host.then_some([INIT, KTHREADD]);
+        let mut host = host.into_iter().flatten();
+        let host = host.find_map(|pid| Some((network_of(pid)?, pid)));
         let mut networks: HashMap<u32, u32> = HashMap::new();
         for process in processes {
             if networks.len() >= MAX_NETWORKS {
@@ -67,13 +88,27 @@ impl ConntrackScan {
                 limit,
                 drops: 0,
             };
-            if let Some(before) = self.known.get(&netns).filter(|_| conntrack.is_full()) {
+            let is_recent = |at_ns: u64| now_ns.saturating_sub(at_ns) <= MAX_AGE_NS;
+            let is_full = conntrack.is_full();
+            let before = self.known.get(&netns);
+            let before = before.filter(|before| is_full && is_recent(before.searched_ns));
+            let mut dropped_ns = None;
+            if let Some(before) = before {
                 let more = table.drops.saturating_sub(before.drops);
-                conntrack.drops = before.dropped_full.saturating_add(more);
+                dropped_ns = if more > 0 {
+                    Some(now_ns)
+                } else {
+                    before.dropped_ns.filter(|at_ns| is_recent(*at_ns))
+                };
+                if dropped_ns.is_some() {
+                    conntrack.drops = before.dropped_full.saturating_add(more);
+                }
             }
             let now = Known {
                 drops: table.drops,
                 dropped_full: conntrack.drops,
+                searched_ns: now_ns,
+                dropped_ns,
             };
             known.insert(netns, now);
             let has_no_room = conntrack.entries >= limit || conntrack.drops > 0;

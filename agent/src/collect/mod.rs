@@ -423,7 +423,7 @@ impl Collector {
             let timer = CpuTimer::start();
             let scope = self.focus.in_scope(self.processes.watched());
             sample.local_ports = self.local_ports.search(&scope);
-            sample.conntrack = self.conntrack.search(&scope);
+            sample.conntrack = self.conntrack.search(&scope, now_ns);
             let cost_ns = self.costs.add_background(timer);
             self.background.local_ports.polled(now_ns, cost_ns, share);
         }

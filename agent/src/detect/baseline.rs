@@ -179,6 +179,7 @@ impl BaselineWait {
     fn others_are_answered_as_in(&self, before: &Second) -> bool {
         let (last_ns, took_ns) = (self.last.mean_wait_ns(), self.response_time_ns);
         took_ns.is_some_and(|took_ns| took_ns * OTHER_KIND_RATIO < last_ns)
+            && self.last.responses > 0
             && self.last.responses_per_ns() >= before.responses_per_ns() * STEADY_RATE
     }
 }
@@ -280,6 +281,7 @@ mod tests {
         assert_eq!(after(|_| (4, 2)), 0);
         assert!(after(|tick| (4, 2 + 4 * tick)) > 0, "they take longer");
         assert!(after(|tick| (4 - tick / 25, 2)) > 0, "they become fewer");
+        assert!(after(|_| (0, 2)) > 0, "nothing is answered");
     }
 
     #[test]

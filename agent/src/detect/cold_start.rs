@@ -210,7 +210,10 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
         None => true,
     };
     let recent = now.or(before);
-    let are_of_a_kind = recent.is_none_or(|took| last.mean_age_ns() <= took * OTHER_KIND_RATIO);
+    // If nothing is answered any more, all requests wait, whatever their kind.
+    let are_answered = third.departures.saturating_add(last.departures) > 0;
+    let are_of_a_kind =
+        !are_answered || recent.is_none_or(|took| last.mean_age_ns() <= took * OTHER_KIND_RATIO);
     let is_significant = growth > GROWTH_SIGMAS * sigma && growth >= MIN_GROWTH;
     (is_steady && is_significant && ages_grow && is_slower && are_of_a_kind).then(|| Beginning {
         depth: first.mean_depth(),
@@ -356,6 +359,15 @@ mod tests {
             responding_in(1 + tick / 10, reading)
         };
         assert_eq!(after(polls).measure(None), None);
+    }
+
+    #[test]
+    fn a_quick_service_that_hangs_before_it_has_a_baseline_is_growth() {
+        let hangs = |tick: u64| match tick {
+            0..30 => responding_in(2, reading(1 + tick / 10, 2, (5, 5))),
+            _ => reading(4 * tick, 50 * tick, (4, 0)),
+        };
+        assert!(after(hangs).measure(None).is_some());
     }
 
     #[test]

@@ -565,8 +565,10 @@ impl Topology {
 
     /// A connection tracking table that the packets of this connection pass, and that is full.
     pub(super) fn full_conntrack(&self, link: &Link) -> Option<&Conntrack> {
+        // Connections within a container's own namespace do not pass the host.
+        let leaves = !link.remote.ip().to_canonical().is_loopback();
         let mut tables = self.conntrack.iter();
-        tables.find(|table| table.netns == link.netns || table.is_of_host)
+        tables.find(|table| table.netns == link.netns || table.is_of_host && leaves)
     }
 
     /// The library or device by which a thread is on an accelerator in this sample, if it is on one.

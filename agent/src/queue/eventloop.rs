@@ -185,9 +185,9 @@ impl EventLoops {
         for connection in &sample.connections {
             let process = processes.entry(connection.tgid).or_default();
             process.target = targets.of(connection.tgid);
-            if targets.listens(connection.netns, connection.local.port()) {
-                process.accepted = process.accepted.saturating_add(1);
-            }
+            let is_accepted = targets.listens(connection.netns, connection.local.port());
+            let accepted = process.accepted.saturating_add(u32::from(is_accepted));
+            process.accepted = accepted;
             let now = Position {
                 scan: self.scans,
                 read: connection.copied_seq,
@@ -200,7 +200,7 @@ impl EventLoops {
                 }
                 None => {
                     self.connections.insert(connection.cookie, now);
-                    self.unseen.see(process.target);
+                    self.unseen.see(process.target.filter(|_| is_accepted));
                     false
                 }
             };
@@ -260,10 +260,20 @@ impl Unseen {
                 Some((*netns, now.saturating_sub(*before)))
             }));
         }
+        // Several ports of a target share the counter of their namespace.
+        let mut counted = None;
         for ((target, netns, _), count) in &previous.accepted {
-            let at_most = || opened.get(netns).copied().unwrap_or(0);
+            let place = Some((*target, *netns));
+            let more = match count {
+                Some(count) => *count,
+                None if counted == place => 0,
+                None => {
+                    counted = place;
+                    opened.get(netns).copied().unwrap_or(0)
+                }
+            };
             let accepted = self.accepted.entry(*target).or_default();
-            *accepted = accepted.saturating_add(count.unwrap_or_else(at_most));
+            *accepted = accepted.saturating_add(more);
         }
     }
 

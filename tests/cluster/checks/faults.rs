@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::{param::clock_ticks_per_second, process::Signal};
 use tailback_tests::wait;
 
-use super::updates::kill;
+use super::updates::{TTL, kill};
 use crate::stage::{Agent, DEADLINE, Stage};
 
 /// Until the first liveness probe, as the chart has it: `initialDelaySeconds`.
@@ -19,6 +19,8 @@ const FIRST_PROBE: Duration = Duration::from_secs(90);
 const RESTART_DEADLINE: Duration = Duration::from_secs(60);
 /// The kubelet's first restart follows at once, the next after 10 s.
 const BACK_OFF: Duration = Duration::from_secs(30);
+/// Maximum time from a report of the reader until it is read here, through the kubelet.
+const REPORT_DELAY: Duration = Duration::from_secs(2);
 
 /// Waits until the kubelet has restarted the container, and the agent publishes again.
 fn wait_restart(stage: &Stage, before: &Agent, deadline: Duration) -> Result<()> {
@@ -44,13 +46,22 @@ fn check_fails_open(
     deadline: Duration,
 ) -> Result<()> {
     let watch = stage.watch("jammed")?;
-    let page = stage.page("jammed")?;
-    ensure!(page["admit_ratio"].as_f64() < Some(1.0), "{page}");
+    // A new agent needs some seconds to find the overload.
+    wait::until_ok("an admit ratio below 1", DEADLINE, || {
+        let page = stage.page("jammed")?;
+        let ratio = page["admit_ratio"].as_f64();
+        ensure!(ratio.is_some_and(|ratio| ratio < 1.0), "{page}");
+        Ok(())
+    })?;
     let mark = watch.mark();
     let began = Instant::now();
     kill(pid, signal)?;
     let expired = watch.wait(false, mark)?;
     let took = began.elapsed();
+    ensure!(
+        took < TTL + REPORT_DELAY,
+        "the page expired {took:?} after the signal"
+    );
     ensure!(
         expired["admit_ratio"] == 1.0,
         "it does not fail open: {expired}"

@@ -110,7 +110,7 @@ fn table_full(case: Case<'_>, table: &Conntrack, link: &Link, age_ns: u64) -> Fi
         "New connections lose their first packet: raise net.netfilter.nf_conntrack_max, close idle connections (conntrack -L lists them), or exempt this traffic (NOTRACK in the raw table). Open connections are not affected, so a pool helps; more workers do not.".to_owned()
     })
     .fact(format!(
-        "the connection tracking table {of_whom} is full ({} of {}; {} packets were seen to be dropped), and {} has not answered a connection request for {}",
+        "the connection tracking table {of_whom} is full ({} of {}; {} packets dropped while it was full), and {} has not answered a connection request for {}",
         count(table.entries),
         count(table.limit),
         count(table.drops),

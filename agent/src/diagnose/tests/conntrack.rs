@@ -7,6 +7,8 @@ use super::{
 use crate::{cause::Cause, event::CulpritKind, sample::Conntrack};
 
 const SYN_SENT: u8 = 2;
+const DISTANT: [u8; 4] = [10, 0, 0, 7];
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 
 fn full(netns: u32, is_of_host: bool) -> Conntrack {
     Conntrack {
@@ -19,11 +21,11 @@ fn full(netns: u32, is_of_host: bool) -> Conntrack {
 }
 
 /// A service whose thread waits in connect(2) while a request is in service.
-fn scene(tables: &[Conntrack]) -> Scene {
+fn scene(tables: &[Conntrack], remote: [u8; 4]) -> Scene {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.awaits(1);
-    scene.calls(2, (10, 6), local(5432)).state = SYN_SENT;
+    scene.calls(2, (10, 6), (remote, 5432).into()).state = SYN_SENT;
     let connects = [thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0])];
     scene.sample().conntrack = Some(tables.to_vec());
     scene.take_samples(60, &connects);
@@ -33,7 +35,7 @@ fn scene(tables: &[Conntrack]) -> Scene {
 #[test]
 fn a_connection_request_that_finds_no_room_is_the_fault_of_the_table() {
     for table in [full(1, false), full(7, true)] {
-        let verdict = scene(&[table]).verdict(&filling());
+        let verdict = scene(&[table], DISTANT).verdict(&filling());
         assert_eq!(verdict.cause, Cause::NetworkLimited, "{table:?}");
         let (kind, _, name) = culprit(&verdict);
         assert_eq!(kind, CulpritKind::Limit);
@@ -44,8 +46,14 @@ fn a_connection_request_that_finds_no_room_is_the_fault_of_the_table() {
 
 #[test]
 fn a_table_elsewhere_does_not_matter() {
-    for tables in [vec![full(7, false)], Vec::new()] {
-        let verdict = scene(&tables).verdict(&filling());
+    let cases = [
+        (vec![full(7, false)], DISTANT),
+        (Vec::new(), DISTANT),
+        // Such a connection does not leave the namespace.
+        (vec![full(7, true)], LOOPBACK),
+    ];
+    for (tables, remote) in cases {
+        let verdict = scene(&tables, remote).verdict(&filling());
         assert_eq!(verdict.cause, Cause::DownstreamSlow, "{tables:?}");
     }
 }

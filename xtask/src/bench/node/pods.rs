@@ -154,9 +154,14 @@ impl Groups {
         let mount = Path::new("/sys/fs/cgroup");
         let hierarchies = ["", "unified", "systemd", "cpu", "cpuacct", "memory", "pids"];
         let hierarchies = hierarchies.map(|name| mount.join(name));
-        let tops: Vec<PathBuf> = hierarchies
+        // One hierarchy may have several names: cpu is often a link to cpu,cpuacct.
+        let places: std::collections::BTreeSet<PathBuf> = hierarchies
             .iter()
             .filter(|place| place.join("cgroup.procs").exists())
+            .filter_map(|place| place.canonicalize().ok())
+            .collect();
+        let tops: Vec<PathBuf> = places
+            .iter()
             .map(|place| place.join(format!("kubepods-bench-{}.slice", process::id())))
             .collect();
         ensure!(
