@@ -212,6 +212,11 @@ incidents! {
         &[Inflight],
         "of name-a (24011), in libcuda",
     )),
+    tracking_table "tracking-table" Some(planted(
+        NetworkLimited,
+        &[Accept],
+        "the connection tracking table of its network namespace",
+    )),
     local_ports "local-ports" Some(planted(
         PortsExhausted,
         &[Accept],

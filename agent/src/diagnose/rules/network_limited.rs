@@ -106,14 +106,18 @@ fn table_full(case: Case<'_>, table: &Conntrack, link: &Link, age_ns: u64) -> Fi
         "of its network namespace"
     };
     let limit = format!("the connection tracking table {of_whom}");
+    let dropped = if table.drops > 0 {
+        format!(", and has dropped {} packets", count(table.drops))
+    } else {
+        String::new()
+    };
     Finding::blaming(culprit::limit(case, limit), |_| {
         "New connections lose their first packet: raise net.netfilter.nf_conntrack_max, close idle connections (conntrack -L lists them), or exempt this traffic (NOTRACK in the raw table). Open connections are not affected, so a pool helps; more workers do not.".to_owned()
     })
     .fact(format!(
-        "the connection tracking table {of_whom} is full ({} of {}; {} packets dropped while it was full), and {} has not answered a connection request for {}",
+        "the connection tracking table {of_whom} is full ({} of {}){dropped}; {} has not answered a connection request for {}",
         count(table.entries),
         count(table.limit),
-        count(table.drops),
         link.remote,
         duration(age_ns)
     ))
