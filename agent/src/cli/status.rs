@@ -1,6 +1,5 @@
 //! `tailback status`: published signals of the running agent, its adapter process, and connected consumers.
 
-mod readers;
 mod report;
 
 use std::{
@@ -10,7 +9,6 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use readers::{Reader, readers};
 
 use super::{
     Failure,
@@ -19,7 +17,11 @@ use super::{
 use crate::{
     adapters::agent as socket,
     config::{Config, file, signal::Signal},
-    signal::{directory::in_use, stream::SOCKET},
+    signal::{
+        directory::in_use,
+        readers::{Reader, readers},
+        stream::SOCKET,
+    },
 };
 
 #[derive(Debug, Args)]

@@ -18,9 +18,13 @@ pub struct Gauge {
     pub level: Level,
     /// 0 to 1; above 1 if the delay is beyond what counts as full.
     pub score: f64,
-    /// In the unit of the kind, like `limit`.
+    /// In the unit of the kind, or in `unit`; like `limit`.
     pub depth: u64,
     pub limit: Option<u64>,
+    /// Where it differs from that of the kind.
+    pub unit: Option<&'static str>,
+    /// See [`Reading::fill`].
+    pub fill: Option<f64>,
     /// The delay that counts against the queue now, ns.
     pub delay_ns: u64,
     /// The minimum of that delay over the detection window, ns.
@@ -81,6 +85,8 @@ impl Gauge {
             score: assessment.score,
             depth: reading.depth,
             limit: reading.limit,
+            unit: reading.unit,
+            fill: reading.fill,
             delay_ns: assessment.delay_ns,
             standing_delay_ns: assessment.standing_delay_ns,
             target_delay_ns: assessment.target_delay_ns,

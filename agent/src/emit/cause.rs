@@ -12,7 +12,7 @@ use crate::{
 const SHORT_ID_CHARS: usize = 12;
 
 /// `it waits for another service, postgres (812) at 127.0.0.1:5432`.
-pub(super) fn verdict(verdict: &Verdict) -> String {
+pub(crate) fn verdict(verdict: &Verdict) -> String {
     let title = verdict.cause.title();
     match &verdict.culprit {
         Some(named) => format!("{title}, {}", culprit(named)),

@@ -4,7 +4,7 @@ mod cause;
 mod churn;
 pub mod explain;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod json;
 pub mod otlp;
 pub mod report;
@@ -13,6 +13,8 @@ pub mod table;
 pub mod terminal;
 
 use std::io;
+
+pub(crate) use cause::verdict as headline;
 
 use crate::event::Event;
 

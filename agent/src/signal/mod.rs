@@ -2,11 +2,11 @@
 //!
 //! Pure: `controller` decides the admit ratio of one queue, `waits` the max queue wait, `concurrency` the concurrency limit, and
 //! `load` the load; `requests` measures service times, and how long requests wait inside. `constants` is the table of their
-//! constants. `pressure` combines them per service, and `encode` is its page.
+//! constants. `pressure` combines them per service, and `encode` is its page. `live` is what people see of all this.
 //!
 //! Not pure: `page`, `pages` and `files` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
 //! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
-//! `status`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
+//! `status`, `readers`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
 //! the pages as anyone may. So when the agent is gone, all of them report no pressure.
 
 mod concurrency;
@@ -18,12 +18,14 @@ pub mod files;
 #[cfg(test)]
 mod fixture;
 mod learned;
+pub mod live;
 mod load;
 pub mod metrics;
 pub mod names;
 mod page;
 mod pages;
 mod pressure;
+pub mod readers;
 mod requests;
 mod response_size;
 mod state;
@@ -39,6 +41,7 @@ use constants::LEARNED_INTERVAL_NS;
 use directory::Directory;
 pub use encode::{Published, Words, encode, pattern};
 use files::Files;
+use live::Live;
 pub use page::{PageFile, check_own_file};
 pub use pages::HEARTBEAT;
 use pages::Pages;
@@ -66,6 +69,11 @@ pub struct Signals {
     pages: Pages,
     state: Arc<SharedState>,
     json: Json<Vec<u8>>,
+    live: Live,
+    /// As it was last shared.
+    shared_live: Arc<Live>,
+    /// It has changed since then.
+    is_live_changed: bool,
     report: Option<Arc<AgentReport>>,
     causes: Causes,
     /// Services in the last publication, and those with a queue that is not ok.
@@ -102,6 +110,9 @@ impl Signals {
             pages,
             state,
             json: Json::new(Vec::new()),
+            live: Live::default(),
+            shared_live: Arc::default(),
+            is_live_changed: false,
             report: None,
             causes: Causes::default(),
             services: (0, 0),
@@ -140,6 +151,10 @@ impl Signals {
         let filling = pressures.iter().filter(|it| it.level > Level::Ok);
         self.services = (pressures.len(), filling.count());
         self.state.count_waits(&pressures);
+        self.is_live_changed |= self.live.read(mono_ns, unix_ns, &pressures);
+        if std::mem::take(&mut self.is_live_changed) {
+            self.shared_live = Arc::new(self.live.clone());
+        }
         self.state.set(Snapshot {
             unix_ns,
             until_ns: published.at_ns + published.ttl_ns,
@@ -148,6 +163,7 @@ impl Signals {
             causes: Arc::clone(&self.causes),
             report: self.report.clone(),
             pages: self.pages.counts(),
+            live: Arc::clone(&self.shared_live),
             downward: Arc::clone(&self.downward),
         });
     }
@@ -194,6 +210,7 @@ impl Signals {
     }
 
     fn publish_event(&mut self, event: &Event, pipeline: &Pipeline) {
+        self.is_live_changed |= self.live.take(event);
         match event {
             Event::Cause(stretch) => {
                 // Copied only while a snapshot still has the previous ones.

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{pages::PageCounts, pressure::Pressure, wait_histograms::WaitHistograms};
+use super::{
+    live::Live, pages::PageCounts, pressure::Pressure, readers::ReaderCache,
+    wait_histograms::WaitHistograms,
+};
 use crate::{
     cause::Cause, collect::boot_ns, event::Level, queue::QueueKey, sample::AgentReport,
     target::Downward,
@@ -34,7 +37,7 @@ pub struct Line {
 pub type Causes = Arc<BTreeMap<Arc<QueueKey>, Cause>>;
 
 /// The state after the last sample.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Snapshot {
     pub unix_ns: u64,
     /// End of its time to live, as on the pages. CLOCK_BOOTTIME, ns.
@@ -46,6 +49,8 @@ pub struct Snapshot {
     pub causes: Causes,
     pub report: Option<Arc<AgentReport>>,
     pub pages: PageCounts,
+    /// The past of queues, and their episodes.
+    pub live: Arc<Live>,
     /// Where the agent runs in Kubernetes.
     pub downward: Arc<Downward>,
 }
@@ -101,6 +106,7 @@ pub struct SharedState {
     config_file: Mutex<Option<Arc<ConfigFile>>>,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
     next: AtomicU64,
+    pub(super) readers: ReaderCache,
     pub counts: Counts,
 }
 
@@ -113,6 +119,7 @@ impl Default for SharedState {
             config_file: Mutex::default(),
             subscribers: Mutex::default(),
             next: AtomicU64::new(0),
+            readers: ReaderCache::default(),
             counts: Counts::default(),
         }
     }

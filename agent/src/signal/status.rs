@@ -1,4 +1,4 @@
-//! The current state as JSON, for stream subscribers and for `tailback status`.
+//! The current state as JSON, for stream subscribers, `tailback status` and `tailback top`, and for the live page.
 
 use std::{
     path::Path,
@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     controller::ControllerState,
+    live::view::{self, View},
     pressure::Pressure,
     state::{SharedState, Snapshot},
 };
@@ -99,6 +100,36 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         status["agent"] = json!(report);
     }
     format!("{status}\n")
+}
+
+/// What the live page and `tailback top` show, on one line.
+pub fn live(state: &SharedState, directory: &Path) -> String {
+    let snapshot = state.snapshot();
+    let mut view = View::of(
+        snapshot.unix_ns,
+        &snapshot.pressures,
+        &snapshot.names,
+        &snapshot.live,
+    );
+    view.agent = Some(view::Agent {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sampling: snapshot.is_current(),
+        node: snapshot.downward.node.clone(),
+    });
+    let subscribers = state.subscribers().into_iter();
+    view.subscribers = subscribers
+        .map(|of| view::Subscriber {
+            pid: of.pid,
+            target: of.target,
+        })
+        .collect();
+    let readers = state.readers.get(directory);
+    view.add_readers(readers.iter().map(|reader| {
+        let (pid, name) = (reader.pid, reader.name.clone());
+        (reader.target.as_str(), view::Reader { pid, name })
+    }));
+    format!("{}\n", json!(view))
 }
 
 fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {

@@ -1,8 +1,8 @@
 //! The unix stream `agent.sock`: JSON lines for clients that send a one-line request.
 //!
 //! `{"target": "shop", "min_level": "warn"}` subscribes (both keys are optional): the present state at once, then levels,
-//! episodes and causes as they happen. `{"ask": "status"}` and `{"ask": "metrics"}` get one reply, and the connection is
-//! closed. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
+//! episodes and causes as they happen. `{"ask": "status"}`, `{"ask": "metrics"}` and `{"ask": "live"}` get one reply, and the
+//! connection is closed. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
 
 use std::{
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -63,6 +63,7 @@ struct Request {
 enum Ask {
     Status,
     Metrics,
+    Live,
 }
 
 /// Listens on a unix socket with this file mode, replacing a stale socket file.
@@ -133,7 +134,7 @@ async fn serve_one(
                 .fetch_add(1, Ordering::Relaxed);
             let text = format!(
                 "invalid command: {why}; valid are {{\"target\": \"NAME\", \"min_level\": \"warn\"}} (both optional), \
-                 {{\"ask\": \"status\"}} or {{\"ask\": \"metrics\"}}"
+                 {{\"ask\": \"status\"}}, {{\"ask\": \"metrics\"}} or {{\"ask\": \"live\"}}"
             );
             let _ = timeout(CLIENT_TIMEOUT, writer.write_all(error(&text).as_bytes())).await;
             return;
@@ -142,6 +143,7 @@ async fn serve_one(
     let reply = match request.ask {
         Some(Ask::Status) => status::agent(state, directory),
         Some(Ask::Metrics) => metrics::render(state),
+        Some(Ask::Live) => status::live(state, directory),
         None => {
             let Ok(_place) = subscriptions.try_acquire() else {
                 state.counts.rejected.fetch_add(1, Ordering::Relaxed);

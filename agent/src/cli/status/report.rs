@@ -4,10 +4,9 @@ use std::{fmt::Write as _, fs};
 
 use serde_json::Value;
 
-use super::readers::Reader;
 use crate::{
     collect::unix_ns,
-    signal::{names::directory_of, stream::SOCKET},
+    signal::{names::directory_of, readers::Reader, stream::SOCKET},
     text::{bounded, duration, pad, width as width_of},
 };
 

@@ -1,6 +1,13 @@
 //! The processes that read a page.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -9,22 +16,59 @@ use crate::target::read_process_file;
 /// Longest text read from /proc/PID/maps, bytes: 50,000 lines of usual length.
 const MAX_MAPS_BYTES: u64 = 8 << 20;
 
+/// How long the agent reports the same readers: looking for them reads a file of every process.
+const CACHE_TIME: Duration = Duration::from_secs(30);
+/// Time limit for the agent to look for readers: it serves nobody else meanwhile.
+const SEARCH_TIME: Duration = Duration::from_millis(500);
+
 /// A process that maps a service's page.
-pub(super) struct Reader {
-    pub(super) pid: u32,
-    pub(super) name: String,
-    pub(super) target: String,
+pub struct Reader {
+    pub pid: u32,
+    pub name: String,
+    /// The directory of the page.
+    pub target: String,
+}
+
+/// The readers as of the last search, for the agent.
+#[derive(Default)]
+pub(super) struct ReaderCache(Mutex<Option<(Instant, Arc<Vec<Reader>>)>>);
+
+impl ReaderCache {
+    /// The readers, searched for at most every [`CACHE_TIME`]. Without processes of this program: the adapter process maps every
+    /// page, and is no consumer itself.
+    pub(super) fn get(&self, directory: &Path) -> Arc<Vec<Reader>> {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, found)) = &*cached
+            && at.elapsed() < CACHE_TIME
+        {
+            return Arc::clone(found);
+        }
+        // By its path: the status of the file could hang with its file system.
+        let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let own = program("self");
+        let mut found = readers_within(directory, SEARCH_TIME);
+        found.retain(|reader| own.is_none() || program(&reader.pid.to_string()) != own);
+        let found = Arc::new(found);
+        *cached = Some((Instant::now(), Arc::clone(&found)));
+        found
+    }
 }
 
 impl Reader {
-    pub(super) fn object(&self) -> Value {
+    pub fn object(&self) -> Value {
         json!({"type": "reader", "pid": self.pid, "name": self.name, "target": self.target})
     }
 }
 
 /// The processes that map a page, in any container and under any path: found by the file's device and inode. A process
 /// that reads the page as a file, as the Node library has to, cannot be seen.
-pub(super) fn readers(directory: &Path) -> Vec<Reader> {
+pub fn readers(directory: &Path) -> Vec<Reader> {
+    readers_within(directory, Duration::MAX)
+}
+
+/// Those found within this time.
+fn readers_within(directory: &Path, limit: Duration) -> Vec<Reader> {
+    let began = Instant::now();
     let mut pages: Vec<((u64, u64), String)> = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if let Ok(metadata) = fs::metadata(entry.path().join("page")) {
@@ -33,6 +77,9 @@ pub(super) fn readers(directory: &Path) -> Vec<Reader> {
         }
     }
     let mut readers = Vec::new();
+    if pages.is_empty() {
+        return readers;
+    }
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process
             .file_name()
@@ -41,6 +88,9 @@ pub(super) fn readers(directory: &Path) -> Vec<Reader> {
         else {
             continue;
         };
+        if began.elapsed() > limit {
+            break;
+        }
         // The process has exited, or we may not read its maps.
         let Some(maps) = read_process_file(pid, "maps", MAX_MAPS_BYTES) else {
             continue;
