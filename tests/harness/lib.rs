@@ -11,6 +11,7 @@ pub mod calibration;
 pub mod certificate;
 pub mod cgroup;
 pub mod checked;
+pub mod chromium;
 pub mod cleanup;
 pub mod collector;
 pub mod container;

@@ -10,6 +10,7 @@ mod grpc;
 mod handover;
 mod haproxy;
 mod leaks;
+mod live_page;
 mod pages;
 mod probes;
 mod prometheus;

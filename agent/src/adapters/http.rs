@@ -1,10 +1,10 @@
-//! The HTTP adapter: pressure as JSON, events, readiness and health, metrics, and a live page for a browser.
+//! The HTTP adapter: pressure as JSON, events, readiness and health, metrics, and the [live page](super::live).
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{
     Method, Request, Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
 };
 use http_body_util::{Either, Full, channel::Channel};
 use hyper::body::{Bytes, Incoming};
@@ -17,6 +17,7 @@ use tokio::{sync::Notify, time::timeout};
 use super::{
     Shared, agent,
     listen::{Endpoint, Slot, Slots},
+    live as live_page,
 };
 
 /// Concurrent connections.
@@ -30,10 +31,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const NOT_SAMPLING: &str =
     "no sample for 10 s (or three sampling intervals, if longer): the agent hangs or is gone\n";
 
-/// The live page.
-const LIVE: &str = include_str!("live.html");
-
-type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+pub(super) type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
 /// Serves until dropped.
 pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
@@ -103,8 +101,11 @@ async fn answer(
         let text = "only GET and HEAD are supported\n";
         return ("?", plain(StatusCode::METHOD_NOT_ALLOWED, text));
     }
+    if let Some(file) = live_page::file(request.uri().path()) {
+        return file;
+    }
     match request.uri().path() {
-        "/" => ("/", typed(StatusCode::OK, "text/html; charset=utf-8", LIVE)),
+        "/live" => ("/live", live_state(shared).await),
         "/pressure" => ("/pressure", json_of(&pressure(shared, target.as_deref()))),
         "/ready" => ("/ready", ready(shared, target.as_deref())),
         "/livez" => ("/livez", live(shared)),
@@ -126,7 +127,7 @@ async fn answer(
             "?",
             plain(
                 StatusCode::NOT_FOUND,
-                "not found; endpoints: / /pressure /events /ready /status /metrics /livez /readyz; ?target=NAME selects one service\n",
+                "not found; endpoints: / /live /pressure /events /ready /status /metrics /livez /readyz; ?target=NAME selects one service\n",
             ),
         ),
     }
@@ -296,6 +297,13 @@ async fn status(shared: &Shared) -> Response<Body> {
     json_of(&statuses(agent.ok(), shared.status().await))
 }
 
+/// What the live page shows.
+async fn live_state(shared: &Shared) -> Response<Body> {
+    let view = agent::ask(&shared.pages.directory, "live").await.ok();
+    let text = live_page::state(view.as_deref(), &shared.status().await);
+    typed(StatusCode::OK, "application/json", text)
+}
+
 /// The status of the agent, if it runs, and of the adapter process.
 fn statuses(agent: Option<Value>, adapter_process: Value) -> Value {
     let mut object = Map::new();
@@ -373,12 +381,17 @@ fn json_of(value: &Value) -> Response<Body> {
     typed(StatusCode::OK, "application/json", format!("{value}\n"))
 }
 
-fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn typed(
+    status: StatusCode,
+    kind: &'static str,
+    text: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Either::Left(Full::new(text.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

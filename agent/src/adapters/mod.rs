@@ -5,7 +5,7 @@
 //! reports no pressure: HAProxy gets 100%, Envoy no limit, readiness probes succeed. The process drops its privileges, loads nothing
 //! into the kernel and cannot slow down the agent's sampling.
 //!
-//! Each adapter has its own file: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
+//! Each adapter has its own file: `http` (with the `live` page), `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
 //! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, and `warning` reports consumers that cannot
 //! act on the signal. With `takeover` a new adapter process replaces a running one.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ mod haproxy;
 mod http;
 mod keda;
 mod listen;
+mod live;
 mod orca;
 mod page_cache;
 mod pressure_socket;

@@ -49,6 +49,12 @@ pub fn table() -> Vec<Part> {
         program("openssl", &[Test, Cluster], &["openssl"]),
         part("Go", &[Test, Cluster], Kind::Go),
         program("node", &[Test], &["nodejs"]),
+        // The browser of the live page, without its window: 100 MB.
+        program(
+            "chromium-headless-shell",
+            &[Test],
+            &["chromium-headless-shell"],
+        ),
         program("javac", &[Test], &["default-jdk-headless"]),
         part("HikariCP", &[Test], Kind::Hikari),
         program("prometheus", &[Test], &["prometheus"]),
