@@ -35,6 +35,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod program;
+pub mod pty;
 pub mod python;
 pub mod random;
 pub mod redis;

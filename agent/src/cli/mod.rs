@@ -23,6 +23,7 @@ mod service_manager;
 mod session;
 mod signals;
 mod status;
+mod top;
 mod traces;
 
 use std::{
@@ -57,6 +58,7 @@ Exit codes:
 Examples:
   tailback run --port 8080              watch the service that listens on port 8080
   tailback diagnose                     which queue on this host is filling, why, and what to do
+  tailback top                          the same, live
   tailback sample --name 'uwsgi*'       print all queues of uWSGI once
   tailback run --all --json | jq .      watch every service of this host, with JSON output
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 tailback run --pid 4711
@@ -85,6 +87,8 @@ enum Command {
     Run(run::Options),
     /// Find the queue that is filling, why, and what to do (default target: the whole host)
     Diagnose(diagnose::Options),
+    /// Show services, queues and verdicts live on a terminal, from the running agent or from own samples
+    Top(top::Options),
     /// Print every queue once, from two samples one interval apart (to measure rates)
     #[command(after_help = SAMPLE_AFTER_HELP)]
     Sample(sample::Options),
@@ -162,12 +166,17 @@ impl Targets {
     /// These targets, or all processes if neither the command line nor the configuration names any.
     fn or_all(&self, config: &Config) -> Self {
         let mut targets = self.clone();
-        targets.all |= config.specs().is_empty()
-            && self.pid.is_empty()
+        targets.all |= config.specs().is_empty() && !self.are_given();
+        targets
+    }
+
+    /// Whether the command line names any.
+    fn are_given(&self) -> bool {
+        let is_empty = self.pid.is_empty()
             && self.name.is_empty()
             && self.port.is_empty()
             && self.cgroup.is_empty();
-        targets
+        self.all || !is_empty
     }
 
     /// The same targets; `--all` includes every process. For commands that examine the host once, instead of watching it.
@@ -234,6 +243,7 @@ pub fn main() -> ExitCode {
     let command = AssertUnwindSafe(|| match &cli.command {
         Command::Run(options) => run::run(options),
         Command::Diagnose(options) => diagnose::run(options),
+        Command::Top(options) => top::run(options),
         Command::Sample(options) => sample::run(options),
         Command::Record(options) => record::run(options),
         Command::Replay(options) => replay::run(options),

@@ -293,9 +293,14 @@ impl SamplingClock {
         }
     }
 
+    /// Time until the next sample is due.
+    pub(super) fn due_in(&self) -> Duration {
+        Duration::from_nanos(self.plan.due_ns.saturating_sub(mono_ns()))
+    }
+
     /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.
     pub(super) fn next(&mut self, stop: &Stop, outputs: OutputStats) -> Outcome<Option<Sample>> {
-        let wait = Duration::from_nanos(self.plan.due_ns.saturating_sub(mono_ns()));
+        let wait = self.due_in();
         let is_last = self.end.is_some_and(|end| Instant::now() + wait >= end);
         let wait = self.end.map_or(wait, |end| {
             wait.min(end.saturating_duration_since(Instant::now()))
