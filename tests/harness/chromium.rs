@@ -18,7 +18,8 @@ use crate::{process::Process, program, temp::TempDir, wait};
 /// The program: Chromium without everything that needs a display.
 pub const PROGRAM: &str = "chromium-headless-shell";
 /// Deadline for a reply, and for a condition on the page.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Longer than the agent keeps the readers of a page (30 s), and than a browser takes to start on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// A browser with one page.
 pub struct Browser {
@@ -54,6 +55,8 @@ impl Browser {
             .arg(program::need(&[PROGRAM])?)
             // Its sandbox does not work as root. The pages that it opens are our own.
             .args(["--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"])
+            // In a container /dev/shm may be too small: the page would crash.
+            .args(["--disable-dev-shm-usage", "--disable-background-networking"])
             .arg(format!("--user-data-dir={}", directory.path().display()))
             .arg("about:blank");
         let mut browser = Self {

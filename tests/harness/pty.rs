@@ -3,7 +3,10 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Write as _},
-    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    },
     process::{Child, Command},
     time::{Duration, Instant},
 };
@@ -47,7 +50,12 @@ impl Pty {
         };
         tcsetwinsize(&terminal, size)?;
         let open = || {
-            let file = OpenOptions::new().read(true).write(true).open(&name);
+            // Never the controlling terminal of the tests: they would get SIGHUP when it is closed.
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NOCTTY)
+                .open(&name);
             file.with_context(|| format!("open {name}"))
         };
         command
@@ -106,16 +114,17 @@ impl Pty {
         Ok(modes.contains(LocalModes::ICANON | LocalModes::ECHO))
     }
 
-    /// Reads what is there, for at most this long.
-    fn read(&mut self, wait: Duration) -> Result<()> {
+    /// Reads a part of what is there; waits for it at most this long. Returns whether there was anything.
+    fn read(&mut self, wait: Duration) -> Result<bool> {
         let mut poll_fd = [PollFd::new(&self.terminal, PollFlags::IN)];
         if poll(&mut poll_fd, Some(&Timespec::try_from(wait)?))? > 0 {
             let mut buffer = [0; 65_536];
             let count = self.terminal.read(&mut buffer)?;
             self.screen.process(&buffer[..count]);
             self.output.extend(&buffer[..count]);
+            return Ok(count > 0);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Waits until the screen shows this text.
@@ -128,7 +137,7 @@ impl Pty {
                 self.screen()
             );
             if let Some(status) = self.child.try_wait()? {
-                self.read(Duration::from_millis(100))?;
+                while self.read(Duration::from_millis(200))? {}
                 ensure!(
                     self.screen().contains(text),
                     "ended with {status}:\n{}",
@@ -146,7 +155,7 @@ impl Pty {
         while Instant::now() < deadline {
             self.read(Duration::from_millis(50))?;
             if let Some(status) = self.child.try_wait()? {
-                self.read(Duration::from_millis(50))?;
+                while self.read(Duration::from_millis(200))? {}
                 return Ok(status.code());
             }
         }

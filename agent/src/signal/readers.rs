@@ -5,7 +5,8 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,10 +17,8 @@ use crate::target::read_process_file;
 /// Longest text read from /proc/PID/maps, bytes: 50,000 lines of usual length.
 const MAX_MAPS_BYTES: u64 = 8 << 20;
 
-/// How long the agent reports the same readers: looking for them reads a file of every process.
-const CACHE_TIME: Duration = Duration::from_secs(30);
-/// Time limit for the agent to look for readers: it serves nobody else meanwhile.
-const SEARCH_TIME: Duration = Duration::from_millis(500);
+/// How often the agent searches at most: a search reads a file of every process.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A process that maps a service's page.
 pub struct Reader {
@@ -29,29 +28,54 @@ pub struct Reader {
     pub target: String,
 }
 
-/// The readers as of the last search, for the agent.
+/// The consumers of the pages as of the last search, for the agent.
 #[derive(Default)]
-pub(super) struct ReaderCache(Mutex<Option<(Instant, Arc<Vec<Reader>>)>>);
+pub(super) struct ReaderCache(Arc<Mutex<Cached>>);
+
+#[derive(Default)]
+struct Cached {
+    found: Arc<Vec<Reader>>,
+    /// When the last search began.
+    searched: Option<Instant>,
+    is_searching: bool,
+}
 
 impl ReaderCache {
-    /// The readers, searched for at most every [`CACHE_TIME`]. Without processes of this program: the adapter process maps every
-    /// page, and is no consumer itself.
+    /// The readers as of the last search; a new one begins if that is long ago. It has a thread of its own, because a process can
+    /// keep the reader of its `maps` waiting for ever. Then no other search begins.
     pub(super) fn get(&self, directory: &Path) -> Arc<Vec<Reader>> {
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, found)) = &*cached
-            && at.elapsed() < CACHE_TIME
-        {
-            return Arc::clone(found);
+        let mut cached = locked(&self.0);
+        let is_recent = cached
+            .searched
+            .is_some_and(|at| at.elapsed() < SEARCH_INTERVAL);
+        if !is_recent && !cached.is_searching {
+            cached.searched = Some(Instant::now());
+            let (state, directory) = (Arc::clone(&self.0), directory.to_owned());
+            let search = move || {
+                let found = Arc::new(consumers(&directory));
+                let mut cached = locked(&state);
+                cached.found = found;
+                cached.is_searching = false;
+            };
+            let thread = thread::Builder::new().name("readers".to_owned());
+            cached.is_searching = thread.spawn(search).is_ok();
         }
-        // By its path: the status of the file could hang with its file system.
-        let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
-        let own = program("self");
-        let mut found = readers_within(directory, SEARCH_TIME);
-        found.retain(|reader| own.is_none() || program(&reader.pid.to_string()) != own);
-        let found = Arc::new(found);
-        *cached = Some((Instant::now(), Arc::clone(&found)));
-        found
+        Arc::clone(&cached.found)
     }
+}
+
+fn locked(cached: &Mutex<Cached>) -> MutexGuard<'_, Cached> {
+    cached.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The readers without processes of this program: the adapter process maps every page, and is no consumer itself.
+fn consumers(directory: &Path) -> Vec<Reader> {
+    // By its path: the status of the file could hang with its file system.
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = program("self");
+    let mut found = readers(directory);
+    found.retain(|reader| own.is_none() || program(&reader.pid.to_string()) != own);
+    found
 }
 
 impl Reader {
@@ -63,12 +87,6 @@ impl Reader {
 /// The processes that map a page, in any container and under any path: found by the file's device and inode. A process
 /// that reads the page as a file, as the Node library has to, cannot be seen.
 pub fn readers(directory: &Path) -> Vec<Reader> {
-    readers_within(directory, Duration::MAX)
-}
-
-/// Those found within this time.
-fn readers_within(directory: &Path, limit: Duration) -> Vec<Reader> {
-    let began = Instant::now();
     let mut pages: Vec<((u64, u64), String)> = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if let Ok(metadata) = fs::metadata(entry.path().join("page")) {
@@ -88,9 +106,6 @@ fn readers_within(directory: &Path, limit: Duration) -> Vec<Reader> {
         else {
             continue;
         };
-        if began.elapsed() > limit {
-            break;
-        }
         // The process has exited, or we may not read its maps.
         let Some(maps) = read_process_file(pid, "maps", MAX_MAPS_BYTES) else {
             continue;

@@ -70,12 +70,16 @@ const setClass = (node, text) => { if (node.className !== text) node.className =
 
 // Keeps one child of `parent` per item, in their order. `create(item)` returns a node with a method `update(item)`.
 function sync(parent, items, keyOf, create) {
-  const known = parent.known ??= new Map(), keys = new Set();
+  const known = parent.known ??= new Map(), keyed = new Map();
+  for (const [at, item] of items.entries()) {
+    let key = keyOf(item, at);
+    while (keyed.has(key)) key += '\u0000';
+    keyed.set(key, item);
+  }
+  // Removed first. Otherwise all nodes behind a removed one would move, and a node that moves loses the focus.
+  for (const [key, node] of known) if (!keyed.has(key)) { node.remove(); known.delete(key) }
   let before = parent.firstElementChild?.dataset.fixed ? parent.firstElementChild : null;
-  for (const item of items) {
-    let key = keyOf(item);
-    while (keys.has(key)) key += '\u0000';
-    keys.add(key);
+  for (const [key, item] of keyed) {
     let node = known.get(key);
     if (!node) known.set(key, node = create(item));
     node.update(item);
@@ -83,7 +87,6 @@ function sync(parent, items, keyOf, create) {
     if (next !== node) parent.insertBefore(node, next);
     before = node;
   }
-  for (const [key, node] of known) if (!keys.has(key)) { node.remove(); known.delete(key) }
 }
 
 // ---- Plots

@@ -172,6 +172,7 @@ impl Canvas<'_> {
         let all = count((services.len() + services_omitted) as u64);
         let bad = services.iter().filter(|it| it.level > Level::Ok).count();
         let summary = match bad {
+            0 if all == "1" => "1 service, all ok".to_owned(),
             0 => format!("{all} services, all ok"),
             bad => format!("{bad} of {all} services not ok"),
         };

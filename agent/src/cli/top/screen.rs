@@ -77,9 +77,11 @@ pub(super) fn size() -> Option<(u16, u16)> {
 pub(super) struct Restore<W: Write>(W);
 
 impl<W: Write> Restore<W> {
-    pub(super) fn enter(mut out: W) -> io::Result<Self> {
-        execute!(out, EnterAlternateScreen, Hide)?;
-        Ok(Self(out))
+    pub(super) fn enter(out: W) -> io::Result<Self> {
+        // First, so that the terminal is restored if the next line fails.
+        let mut restore = Self(out);
+        execute!(restore.0, EnterAlternateScreen, Hide)?;
+        Ok(restore)
     }
 }
 
