@@ -129,7 +129,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn every_type_of_json_object_has_a_section() {
     let mut printed = matches(
-        r#"Object::new\("(\w+)"\)|\.queue\("(\w+)",|episode_object\("(\w+)",|"type": "(\w+)""#,
+        r#"Object::new\("(\w+)"\)|\.queue\("(\w+)",|episode_object\("(\w+)",|"type": "(\w+)"|r#type: "(\w+)""#,
         &sources("agent/src"),
     );
     for name in UNDOCUMENTED_TYPES {
@@ -137,7 +137,9 @@ fn every_type_of_json_object_has_a_section() {
     }
     let page = read("docs/reference/json.md");
     let headings = page.lines().filter(|line| line.starts_with("## `"));
-    let documented: BTreeSet<String> = headings.flat_map(words).map(str::to_owned).collect();
+    // `live.episode` is a part of `live`.
+    let whole = headings.flat_map(words).filter(|name| !name.contains('.'));
+    let documented: BTreeSet<String> = whole.map(str::to_owned).collect();
     assert_eq!(printed, documented);
 }
 
