@@ -182,8 +182,6 @@ impl Watch {
             let now = self.identity();
             let is_initial = std::mem::take(&mut is_first) && now == self.seen;
             let is_unchanged = now == self.seen && !is_initial;
-            // A file that is gone already is not the one that the agent has just accepted.
-            let is_accepted = is_initial && now.is_ok();
             // Taken before reading: a change during the read is found by the next check.
             self.seen = now;
             if !is_requested && (is_unchanged || self.owner.is_none()) {
@@ -194,6 +192,8 @@ impl Watch {
                 self.seen = self.settled(self.seen);
             }
             let mut content = self.content();
+            // The agent has just accepted this very file, unless it is gone by now.
+            let is_accepted = is_initial && now == self.seen && now.is_ok();
             if content.is_err() && is_accepted && !is_requested {
                 continue;
             }
@@ -364,9 +364,10 @@ mod tests {
 
     #[test]
     fn a_file_that_is_gone_at_once_is_reported() {
-        for _ in 0..5 {
+        // Before the thread runs, and during its first check.
+        for after_ms in [0, 510, 560, 610, 660] {
             let (_temp, path, _request, mut reload) = watching("", "");
-            // Perhaps before the thread runs.
+            thread::sleep(Duration::from_millis(after_ms));
             fs::remove_file(path).unwrap();
             assert!(next(&mut reload).is_none());
             assert_eq!(codes(&mut reload), ["config_rejected"]);
