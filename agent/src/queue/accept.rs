@@ -19,8 +19,8 @@ use crate::hash::{HashMap, HashSet};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
-    Hidden, Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head,
-    littles_law,
+    AcceptedCount, Hidden, Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance,
+    head::Head, littles_law,
 };
 use crate::{
     ewma::decay,
@@ -194,8 +194,14 @@ impl Source for Accept {
             counted.add(group.netns, arrivals);
             let reading = group.reading(arrivals, targets.threads(*target));
             let place = (*target, group.netns, group.port);
-            let accepted = sink.accepted.entry(place).or_insert(Some(0));
-            *accepted = accepted
+            let accepted = sink.accepted.entry(place).or_insert_with(|| AcceptedCount {
+                count: Some(0),
+                in_namespace: increases
+                    .get(&group.netns)
+                    .map_or(0, |network| network.passive_opens),
+            });
+            accepted.count = accepted
+                .count
                 .zip(reading.departures)
                 .map(|(sum, count)| sum.saturating_add(count));
             sink.put(*target, Kind::Accept, &QueueId::Local(*address), reading);

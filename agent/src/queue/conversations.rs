@@ -258,8 +258,8 @@ impl Conversations {
     /// Counts connections that were opened and closed between two scans. Each carried at least one request, which was
     /// answered.
     fn count_unseen(&mut self, previous: &Previous) {
-        for ((target, netns, port), count) in &previous.accepted {
-            let endpoint = Endpoint::Served(*port);
+        for ((target, netns, port), accepted) in &previous.accepted {
+            let (endpoint, count) = (Endpoint::Served(*port), accepted.count);
             let serves = count.is_some_and(|count| count > 0);
             // A service that accepts connections gets a queue even if all of them are too short for the scans to see.
             if !serves && !self.groups.has(*target, endpoint) {
@@ -269,7 +269,7 @@ impl Conversations {
             let group = self.groups.at(slot);
             group.netns = *netns;
             group.unseen = match count {
-                Some(count) => group.unseen.saturating_add_unsigned(*count),
+                Some(count) => group.unseen.saturating_add_unsigned(count),
                 None => {
                     group.since.unknown_connections = true;
                     0

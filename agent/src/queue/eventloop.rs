@@ -102,8 +102,6 @@ struct Unseen {
     /// where listeners that are not watched share the network namespace.
     accepted: BTreeMap<TargetId, u64>,
     seen: BTreeMap<TargetId, u64>,
-    /// `TcpPassiveOpens` at the last sample, per network namespace.
-    passive_opens: FxHashMap<u32, u64>,
 }
 
 /// State kept per process.
@@ -129,7 +127,7 @@ struct Turns {
 
 impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        self.unseen.count(sample, sink.previous);
+        self.unseen.count(sink.previous);
         if sample.scans.files {
             self.scan_connections(sample, targets);
             let entry = |epoll: &Epoll| ((epoll.tgid, epoll.fd), *epoll);
@@ -186,8 +184,7 @@ impl EventLoops {
             let process = processes.entry(connection.tgid).or_default();
             process.target = targets.of(connection.tgid);
             let is_accepted = targets.listens(connection.netns, connection.local.port());
-            let accepted = process.accepted.saturating_add(u32::from(is_accepted));
-            process.accepted = accepted;
+            process.accepted = process.accepted.saturating_add(u32::from(is_accepted));
             let now = Position {
                 scan: self.scans,
                 read: connection.copied_seq,
@@ -249,27 +246,17 @@ impl EventLoops {
 
 impl Unseen {
     /// Adds the connections that were accepted up to the previous sample.
-    fn count(&mut self, sample: &Sample, previous: &Previous) {
-        let mut opened: FxHashMap<u32, u64> = FxHashMap::default();
-        if !sample.networks.is_empty() {
-            let totals = sample.networks.iter();
-            let totals = totals.map(|network| (network.netns, network.passive_opens));
-            let before = std::mem::replace(&mut self.passive_opens, totals.collect());
-            opened.extend(before.iter().filter_map(|(netns, before)| {
-                let now = self.passive_opens.get(netns)?;
-                Some((*netns, now.saturating_sub(*before)))
-            }));
-        }
+    fn count(&mut self, previous: &Previous) {
         // Several ports of a target share the counter of their namespace.
         let mut counted = None;
-        for ((target, netns, _), count) in &previous.accepted {
+        for ((target, netns, _), of_port) in &previous.accepted {
             let place = Some((*target, *netns));
-            let more = match count {
-                Some(count) => *count,
+            let more = match of_port.count {
+                Some(count) => count,
                 None if counted == place => 0,
                 None => {
                     counted = place;
-                    opened.get(netns).copied().unwrap_or(0)
+                    of_port.in_namespace
                 }
             };
             let accepted = self.accepted.entry(*target).or_default();

@@ -4,10 +4,12 @@
 //! counts is the time that its tasks stall for memory (pressure stall information, PSI). Without PSI, a group counts as
 //! short of memory if it is full of unreclaimable memory and keeps hitting its limit.
 
-use crate::hash::{HashMap, HashSet};
+use crate::hash::HashMap;
 use std::collections::VecDeque;
 
-use super::{Kind, QueueId, Reading, STALL_SHARE, Sink, Source, Targets, starvation::stall_share};
+use super::{
+    Kind, QueueId, Reading, STALL_SHARE, Sink, Source, Targets, groups, starvation::stall_share,
+};
 use crate::sample::{Cgroup, HiddenFact, Machine, Sample, Stall};
 
 /// Window over which the stall share is measured, ns. Occasional reclaim does no harm.
@@ -55,18 +57,8 @@ impl Source for Memory {
             return;
         }
         let now_ns = sample.mono_ns;
-        // A node has hundreds of services, each with a group.
-        let groups: HashMap<&str, &Cgroup> = sample
-            .cgroups
-            .iter()
-            .map(|group| (group.path.as_str(), group))
-            .collect();
-        let hidden: HashSet<&str> = sample
-            .hidden
-            .iter()
-            .filter(|hidden| hidden.fact == HiddenFact::MemoryLimit)
-            .map(|hidden| hidden.cgroup.as_str())
-            .collect();
+        let groups = groups::by_path(sample);
+        let hidden = groups::hiding(sample, HiddenFact::MemoryLimit);
         self.groups
             .retain(|path, _| groups.contains_key(path.as_str()));
         for group in &sample.cgroups {

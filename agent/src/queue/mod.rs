@@ -13,6 +13,7 @@ mod downstream;
 mod endpoint;
 mod eventloop;
 mod fd;
+mod groups;
 mod head;
 mod identity;
 mod inflight;
@@ -251,8 +252,16 @@ impl Model {
 type NewConnections = HashMap<(u32, u16), u64>;
 
 /// Connections that a service accepted since the previous sample, still open or not, per network namespace and local
-/// port. `None` if the number is unknown.
-type Accepted = BTreeMap<(TargetId, u32, u16), Option<u64>>;
+/// port.
+type Accepted = BTreeMap<(TargetId, u32, u16), AcceptedCount>;
+
+#[derive(Clone, Copy)]
+struct AcceptedCount {
+    /// `None` if the number is unknown.
+    count: Option<u64>,
+    /// Connections that entered any accept queue of the namespace; 0 if that is unknown, too.
+    in_namespace: u64,
+}
 
 /// New connections at the previous sample.
 #[derive(Default)]
@@ -268,8 +277,8 @@ struct Sink<'a> {
     out: &'a mut Readings,
     /// Passed from the TCP connections to the accept queues.
     new: NewConnections,
-    /// Passed from the accept queues to the requests in flight, which are read before them and so use it at the next
-    /// sample.
+    /// Passed from the accept queues to the requests in flight and the event loops, which are read before them and so use it at
+    /// the next sample.
     accepted: Accepted,
     previous: &'a Previous,
     /// Targets whose pending requests are listed.

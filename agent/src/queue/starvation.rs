@@ -5,10 +5,10 @@
 //! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
 //! period between two scans of control groups, or of CPU users, and holds until the next scan.
 
-use crate::hash::{HashMap, HashSet};
+use crate::hash::HashMap;
 use std::collections::BTreeMap;
 
-use super::{Reading, Targets};
+use super::{Reading, Targets, groups};
 use crate::{
     sample::{Cgroup, CpuUser, HiddenFact, Machine, Sample, Stall, Target, TargetId},
     text::harmless,
@@ -110,18 +110,8 @@ impl Starvation {
             sample.machine.and_then(|machine| machine.cpu_stall),
             elapsed_ns,
         );
-        // A node has hundreds of services, each with a group.
-        let groups: HashMap<&str, &Cgroup> = sample
-            .cgroups
-            .iter()
-            .map(|group| (group.path.as_str(), group))
-            .collect();
-        let hidden: HashSet<&str> = sample
-            .hidden
-            .iter()
-            .filter(|hidden| hidden.fact == HiddenFact::CpuQuota)
-            .map(|hidden| hidden.cgroup.as_str())
-            .collect();
+        let groups = groups::by_path(sample);
+        let hidden = groups::hiding(sample, HiddenFact::CpuQuota);
         for (id, known) in &mut self.targets {
             let Some(target) = targets.get(*id) else {
                 continue;

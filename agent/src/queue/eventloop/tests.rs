@@ -96,6 +96,15 @@ fn computing(voluntary: u64, cpu_ns: u64) -> Wait {
     }
 }
 
+/// A loop that is recognized, and then computes without sleeping.
+fn never_sleeping(tick: u64) -> Wait {
+    if tick < 4 {
+        idle(tick, 0)
+    } else {
+        computing(4, tick * TICK)
+    }
+}
+
 fn delay(reading: &Reading) -> u64 {
     reading.wait_ns.max(reading.oldest_age_ns).unwrap_or(0)
 }
@@ -133,11 +142,7 @@ fn a_healthy_loop_at_80_percent_is_not_saturated() {
 fn a_loop_that_never_sleeps_but_serves_is_not_saturated() {
     let mut model = Model::default();
     for tick in 0..60 {
-        let wait = if tick < 4 {
-            idle(tick, 0)
-        } else {
-            computing(4, tick * TICK)
-        };
+        let wait = never_sleeping(tick);
         if let Some(reading) = sample(&mut model, tick, wait, (50, 20)) {
             assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
         }
@@ -150,11 +155,7 @@ fn connections_that_come_and_go_between_two_scans_are_turns() {
     for others in [0, 1] {
         let mut model = Model::default();
         for tick in 0..60 {
-            let wait = if tick < 4 {
-                idle(tick, 0)
-            } else {
-                computing(4, tick * TICK)
-            };
+            let wait = never_sleeping(tick);
             let network = Network {
                 netns: 1,
                 others,
@@ -213,11 +214,7 @@ fn a_loop_that_repeatedly_sleeps_in_its_handler_has_long_turns() {
 fn a_worker_with_one_connection_at_a_time_delays_nobody() {
     let mut model = Model::default();
     for tick in 0..40 {
-        let wait = if tick < 4 {
-            idle(tick, 0)
-        } else {
-            computing(4, tick * TICK)
-        };
+        let wait = never_sleeping(tick);
         if let Some(reading) = sample(&mut model, tick, wait, (1, 0)) {
             assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
         }
