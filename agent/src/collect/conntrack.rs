@@ -5,19 +5,14 @@
 //! container also pass the one of the host. The limit is the same for all.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{local_ports::network_of, paths::read_text};
 use crate::{
     sample::Conntrack,
-    target::{
-        ProcessInfo,
-        namespaces::{self, is_initial},
-    },
+    target::namespaces::{self, is_initial},
 };
 
-/// Maximum number of network namespaces examined in one search, besides that of the host.
-const MAX_NETWORKS: usize = 8;
 /// Longest text read from /proc/PID/net/stat/nf_conntrack, bytes: a line of 160 for each of 6,000 CPUs.
 const MAX_BYTES: u64 = 1 << 20;
 /// The limit of all tables.
@@ -49,10 +44,10 @@ struct Known {
 }
 
 impl ConntrackScan {
-    /// Searches the network namespaces of these processes, and that of the host. `None`: nothing to report.
+    /// Searches these network namespaces, each given with a process in it, and that of the host. `None`: nothing to report.
     pub(super) fn search(
         &mut self,
-        processes: &[&ProcessInfo],
+        networks: &BTreeMap<u32, u32>,
         now_ns: u64,
     ) -> Option<Vec<Conntrack>> {
         let limit = read_text(LIMIT, 64).trim().parse::<u64>().ok();
@@ -64,15 +59,7 @@ impl ConntrackScan {
         let host = sees_host.then_some([INIT, KTHREADD]);
         let mut host = host.into_iter().flatten();
         let host = host.find_map(|pid| Some((network_of(pid)?, pid)));
-        let mut networks: HashMap<u32, u32> = HashMap::new();
-        for process in processes {
-            if networks.len() >= MAX_NETWORKS {
-                break;
-            }
-            if let Some(netns) = network_of(process.pid) {
-                networks.entry(netns).or_insert(process.pid);
-            }
-        }
+        let mut networks = networks.clone();
         networks.extend(host);
         let mut known = HashMap::with_capacity(networks.len());
         let mut found = Vec::new();
@@ -115,7 +102,6 @@ impl ConntrackScan {
             found.extend(has_no_room.then_some(conntrack));
         }
         self.known = known;
-        found.sort_by_key(|table| table.netns);
         let had_found = std::mem::replace(&mut self.has_found, !found.is_empty());
         (self.has_found || had_found).then_some(found)
     }

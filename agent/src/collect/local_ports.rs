@@ -36,19 +36,10 @@ pub(super) struct LocalPortScan {
 }
 
 impl LocalPortScan {
-    /// Searches the network namespaces of these processes. `None`: nothing to report.
-    pub(super) fn search(&mut self, processes: &[&ProcessInfo]) -> Option<Vec<LocalPorts>> {
-        let mut by_network: BTreeMap<u32, u32> = BTreeMap::new();
-        for process in processes {
-            if by_network.len() >= MAX_NETWORKS {
-                break;
-            }
-            if let Some(netns) = network_of(process.pid) {
-                by_network.entry(netns).or_insert(process.pid);
-            }
-        }
+    /// Searches these network namespaces, each given with a process in it. `None`: nothing to report.
+    pub(super) fn search(&mut self, networks: &BTreeMap<u32, u32>) -> Option<Vec<LocalPorts>> {
         let mut found: Vec<LocalPorts> = Vec::new();
-        for (netns, pid) in by_network {
+        for (netns, pid) in networks {
             // A line or two. Most namespaces hold too few connections to be read in full.
             let summary = read_text(&format!("/proc/{pid}/net/sockstat"), 4_096);
             if connections(&summary) < MIN_USED {
@@ -58,13 +49,27 @@ impl LocalPortScan {
             for file in ["tcp", "tcp6"] {
                 ports.read(&read_text(&format!("/proc/{pid}/net/{file}"), MAX_BYTES));
             }
-            found.extend(ports.used_up(netns));
+            found.extend(ports.used_up(*netns));
         }
         found.sort_by_key(|ports| std::cmp::Reverse(ports.used));
         found.truncate(MAX_REPORTED);
         let had_found = std::mem::replace(&mut self.has_found, !found.is_empty());
         (self.has_found || had_found).then_some(found)
     }
+}
+
+/// The network namespaces of these processes, at most [`MAX_NETWORKS`] of them, each with a process in it.
+pub(super) fn networks_of(processes: &[&ProcessInfo]) -> BTreeMap<u32, u32> {
+    let mut networks = BTreeMap::new();
+    for process in processes {
+        if networks.len() >= MAX_NETWORKS {
+            break;
+        }
+        if let Some(netns) = network_of(process.pid) {
+            networks.entry(netns).or_insert(process.pid);
+        }
+    }
+    networks
 }
 
 /// Inode of a process's network namespace.

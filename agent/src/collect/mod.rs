@@ -61,7 +61,7 @@ pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
 use focus::Focus;
 use holders::Holders;
-use local_ports::LocalPortScan;
+use local_ports::{LocalPortScan, networks_of};
 use lock_waits::LockWaits;
 use logs::Logs;
 use neighbours::Neighbours;
@@ -422,8 +422,9 @@ impl Collector {
         if is_focused && self.background.local_ports.is_due(now_ns) {
             let timer = CpuTimer::start();
             let scope = self.focus.in_scope(self.processes.watched());
-            sample.local_ports = self.local_ports.search(&scope);
-            sample.conntrack = self.conntrack.search(&scope, now_ns);
+            let networks = networks_of(&scope);
+            sample.local_ports = self.local_ports.search(&networks);
+            sample.conntrack = self.conntrack.search(&networks, now_ns);
             let cost_ns = self.costs.add_background(timer);
             self.background.local_ports.polled(now_ns, cost_ns, share);
         }
