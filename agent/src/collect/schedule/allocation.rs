@@ -90,8 +90,15 @@ impl Allocation {
         self.budget
     }
 
+    /// As after a long incident.
+    #[cfg(test)]
+    pub(super) fn spend_savings(&mut self) {
+        self.governor.spend_savings();
+    }
+
     pub(super) fn set_focused(&mut self, focused: bool) {
         self.focused = focused;
+        self.governor.set_focused(focused);
     }
 
     pub(super) fn learn(&mut self, plan: SamplePlan, cost: SampleCost) {
@@ -129,6 +136,12 @@ impl Allocation {
 
     /// Share of one core that is allocated now.
     pub(super) fn cpu_share(&self) -> f64 {
+        self.plain_share() * self.governor.multiple(self.budget.cpu_share)
+    }
+
+    /// The same without saved CPU time. What is saved keeps up the rate of the base samples, and is not spent on more samples
+    /// between them.
+    fn plain_share(&self) -> f64 {
         self.budget.cpu_share * self.governor.part()
     }
 
@@ -185,7 +198,9 @@ impl Allocation {
     pub(super) fn focus_interval_ns(&self) -> Option<u64> {
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
         let profile = self.profile.0 / self.profile_interval_ns() as f64;
-        let left = self.cpu_share() - self.base_share() - files - profile - self.discovery_share;
+        let used = self.base_share() + files + profile + self.discovery_share;
+        let wanted = (self.plain_share() - used).max(self.plain_share() * FOCUS_PART);
+        let left = wanted.min(self.cpu_share() - used);
         // Before the first focus sample, the cost of a base sample without files is an upper bound.
         let rest = if self.focus_sample.0 > 0.0 {
             self.focus_sample.0
@@ -207,7 +222,7 @@ impl Allocation {
     /// another sample the kernel's objects are still in the CPU caches. `last_ns`: when the last focus sample was due.
     pub(super) fn trial_ns(&self, now_ns: u64, last_ns: u64) -> Option<u64> {
         let cost = self.light.0 + self.profile.0;
-        let affordable = cost / (self.cpu_share() * TRIAL_PART);
+        let affordable = cost / (self.plain_share() * TRIAL_PART);
         let interval_ns = affordable.max(MIN_TRIAL_INTERVAL_NS as f64) as u64;
         let is_due = now_ns >= last_ns.saturating_add(interval_ns);
         is_due.then_some(self.budget.focus_interval_ns)

@@ -14,10 +14,17 @@ fn with_threads(cpu_ns: u64, threads_ns: u64) -> SampleCost {
     }
 }
 
+/// A schedule without saved CPU time.
+fn schedule(budget: Budget, now_ns: u64) -> Schedule {
+    let mut schedule = Schedule::new(budget, now_ns);
+    schedule.allocation.spend_savings();
+    schedule
+}
+
 /// Ten focused seconds in which a profile costs `profile_ns`, and a scan over files `files_ns` beyond the rest.
 /// Returns (profiles per second, CPU share).
 fn profiles(profile_ns: u64, files_ns: u64, budget: Budget) -> (f64, f64) {
-    let mut schedule = Schedule::new(budget, SECOND);
+    let mut schedule = schedule(budget, SECOND);
     schedule.set_focused(true);
     let (mut profiles, mut cpu) = (0, 0);
     let mut now = SECOND;
@@ -66,7 +73,7 @@ fn expensive_scans_over_files_leave_room_for_the_profile() {
 
 #[test]
 fn focus_samples_that_are_cheap_with_warm_caches_are_found_by_trial() {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     schedule.set_focused(true);
     let (mut extra, mut last, mut now) = (0, SECOND, SECOND);
     while now < 13 * SECOND {
@@ -87,7 +94,7 @@ fn focus_samples_that_are_cheap_with_warm_caches_are_found_by_trial() {
 
 #[test]
 fn one_expensive_focus_sample_does_not_end_them() {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     schedule.set_focused(true);
     let (mut extra, mut now) = (0, SECOND);
     let mut was_expensive = false;
@@ -115,7 +122,7 @@ fn a_larger_budget_buys_more_of_an_expensive_profile() {
 
 #[test]
 fn nothing_is_profiled_unless_a_target_is_focused() {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     let mut now = SECOND;
     for _ in 0..100 {
         let plan = schedule.next(now);
@@ -127,7 +134,7 @@ fn nothing_is_profiled_unless_a_target_is_focused() {
 
 /// Runs ten seconds with the given costs. Returns (base samples, focus samples, scans over files, CPU time) per second.
 fn run(light_ns: u64, heavy_ns: u64, focused: bool) -> (f64, f64, f64, f64) {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     schedule.set_focused(focused);
     let (mut base, mut extra, mut files, mut cpu) = (0, 0, 0, 0);
     let mut now = SECOND;
@@ -156,7 +163,7 @@ fn run(light_ns: u64, heavy_ns: u64, focused: bool) -> (f64, f64, f64, f64) {
 #[test]
 fn all_scans_together_are_brought_down_to_the_budget() {
     // Each scan is at its longest interval, and there are costs that no scan accounts for.
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     schedule.set_focused(true);
     let (mut cpu, mut late_cpu, mut now) = (0, 0, SECOND);
     while now < 60 * SECOND {
@@ -180,10 +187,12 @@ fn all_scans_together_are_brought_down_to_the_budget() {
     }
     let share = (cpu - late_cpu) as f64 / 40.0 / SECOND as f64;
     assert!((0.009..=0.0105).contains(&share), "{share}");
-    // Once CPU use is low again, the whole budget is allocated.
+    // Once CPU use is low again, the whole budget is allocated, and once nothing is focused, no more than that.
     for second in 0..60 {
         schedule.measured(now + second * SECOND, cpu);
     }
+    assert!(schedule.cpu_share() > schedule.budget().cpu_share);
+    schedule.set_focused(false);
     assert_eq!(schedule.cpu_share(), schedule.budget().cpu_share);
 }
 
@@ -203,7 +212,7 @@ fn many_sockets_stretch_only_the_scan_over_files() {
 
 #[test]
 fn thousands_of_threads_stretch_the_scan_over_threads() {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     let (mut base, mut thread_scans, mut files, mut cpu) = (0, 0, 0, 0);
     let mut now = SECOND;
     while now < 23 * SECOND {
@@ -261,10 +270,41 @@ fn hundreds_of_listeners_stretch_the_base_interval() {
 
 #[test]
 fn missed_samples_are_counted_and_not_made_up_for() {
-    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    let mut schedule = schedule(Budget::default(), SECOND);
     schedule.next(SECOND);
     let late = schedule.next(9 * SECOND);
     assert_eq!(late.due_ns, 9 * SECOND);
     assert_eq!(schedule.late_samples(), 1);
     assert_eq!(schedule.next(9 * SECOND).due_ns, 9 * SECOND + 100 * MS);
+}
+
+#[test]
+fn saved_cpu_time_keeps_up_the_base_samples_of_a_focused_target_for_a_while() {
+    // Everything costs ten times as much as usual.
+    let mut schedule = Schedule::new(Budget::default(), SECOND);
+    schedule.set_focused(true);
+    let (mut now, mut cpu_ns, mut in_ten_seconds) = (SECOND, 0, (0, 0));
+    while now < 301 * SECOND {
+        let plan = schedule.next(now);
+        now = plan.due_ns;
+        let cost = SampleCost {
+            cpu_ns: 700_000
+                + u64::from(plan.files) * 800_000
+                + u64::from(plan.threads) * 100_000
+                + u64::from(plan.profile) * 500_000,
+            threads_ns: u64::from(plan.threads) * 100_000,
+            profile_ns: u64::from(plan.profile) * 500_000,
+        };
+        schedule.account(plan, cost);
+        cpu_ns += cost.cpu_ns;
+        schedule.measured(now, cpu_ns);
+        if now < 11 * SECOND {
+            in_ten_seconds.0 += u64::from(plan.base);
+            in_ten_seconds.1 += u64::from(plan.profile);
+        }
+    }
+    assert!(in_ten_seconds.0 > 95, "{in_ten_seconds:?}");
+    assert!(in_ten_seconds.1 > 80, "{in_ten_seconds:?}");
+    let share = cpu_ns as f64 / (300 * SECOND) as f64;
+    assert!(share < 0.0125, "{share}");
 }
