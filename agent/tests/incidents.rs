@@ -90,7 +90,11 @@ use Cause::*;
 use Kind::*;
 
 incidents! {
-    flash_sale "flash-sale" Some(planted(DownstreamSlow, &[Accept], "postgres (12326)")),
+    flash_sale "flash-sale" Some(Planted {
+        // It ends before the requests in flight have been at rest for a second.
+        ongoing: true,
+        ..planted(DownstreamSlow, &[Accept], "postgres (12326)")
+    }),
     slow_redis "slow-redis" Some(planted(DownstreamSlow, &[Accept], "redis-server (12473)")),
     redis_blocked "redis-blocked" Some(Planted {
         // The service that calls Redis has eight workers, and all of them wait.
@@ -259,6 +263,11 @@ incidents! {
         ..planted(ProducerSurge, &[Accept], "")
     }),
     metadata_lock "metadata-lock" Some(planted(DownstreamSlow, &[Accept, Inflight], "mariadbd (8166)")),
+    // Few samples: memory was slow. In the healthy seconds before, no sample saw a request.
+    leaked_connections_go "leaked-connections-go" Some(Planted {
+        ongoing: true,
+        ..planted(PoolExhausted, &[Inflight], "a pool of 8 connections to 127.0.0.1:29652")
+    }),
     leaked_connections_java "leaked-connections-java" Some(planted(
         PoolExhausted,
         &[Inflight, Recv],

@@ -111,7 +111,9 @@ impl BaselineWait {
         let second = &mut self.now;
         second.samples += 1;
         second.depth += reading.depth as f64;
-        second.worked |= reading.depth > 0 || reading.departures.is_some_and(|count| count > 0);
+        second.worked |= reading.depth > 0
+            || reading.departures.is_some_and(|count| count > 0)
+            || reading.has_unseen_work;
         let responses = reading.departures.unwrap_or(0);
         second.ns = second.ns.saturating_add(reading.elapsed_ns.unwrap_or(0));
         second.responses = second.responses.saturating_add(responses);
@@ -282,6 +284,24 @@ mod tests {
         assert!(after(|tick| (4, 2 + 4 * tick)) > 0, "they take longer");
         assert!(after(|tick| (4 - tick / 25, 2)) > 0, "they become fewer");
         assert!(after(|_| (0, 2)) > 0, "nothing is answered");
+    }
+
+    #[test]
+    fn seconds_with_work_that_no_sample_saw_are_a_baseline_and_idle_ones_are_not() {
+        let delay_after = |has_unseen_work| {
+            let mut baseline = BaselineWait::default();
+            for tick in 0..100 {
+                let reading = Reading {
+                    departures: Some(0),
+                    has_unseen_work,
+                    ..reading(0, 0)
+                };
+                baseline.learn(tick * TICK, &reading);
+            }
+            baseline.delay_ns(&reading(60, 1_000))
+        };
+        assert_eq!(delay_after(true), 1_000_000_000);
+        assert_eq!(delay_after(false), 0, "a service that is slow by design");
     }
 
     #[test]

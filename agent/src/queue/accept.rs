@@ -333,6 +333,7 @@ impl Group {
             arrivals: count,
             departures,
             hidden: Hidden::Nothing,
+            has_unseen_work: false,
             elapsed_ns: self.elapsed_ns,
             served: departures,
             servers,

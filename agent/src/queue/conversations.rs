@@ -106,6 +106,8 @@ pub(super) struct Activity {
     pub(super) at_least: bool,
     /// Connections may have come and gone of which nothing is known.
     unknown_connections: bool,
+    /// It is likely that some did: connections were accepted in the network namespace, and the service computed.
+    pub(super) has_unseen_work: bool,
     /// Sum of the response times that are known.
     took_ns: u128,
     /// Number of the response times that are known.
@@ -272,6 +274,8 @@ impl Conversations {
                 Some(count) => group.unseen.saturating_add_unsigned(count),
                 None => {
                     group.since.unknown_connections = true;
+                    group.since.has_unseen_work |=
+                        accepted.in_namespace > 0 && previous.computed.contains(target);
                     0
                 }
             };

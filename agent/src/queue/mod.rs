@@ -88,6 +88,9 @@ pub struct Reading {
     /// Further work that may have arrived and departed since the previous reading.
     #[serde(skip)]
     pub hidden: Hidden,
+    /// No sample saw it, but work was likely begun and completed since the previous reading.
+    #[serde(skip)]
+    pub has_unseen_work: bool,
     /// Time since the previous reading, ns; `None` for the first.
     pub elapsed_ns: Option<u64>,
     /// Lower bound of the dequeue operations (accepts, reads) since the previous reading.
@@ -224,16 +227,19 @@ impl Model {
             out: &mut out,
             new: NewConnections::default(),
             accepted: Accepted::new(),
+            computed: None,
             previous: &self.previous,
             focus_scope: &self.focus_scope,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
         }
-        self.previous = Previous {
-            new: sample.scans.files.then_some(sink.new),
-            accepted: sink.accepted,
-        };
+        let (new, accepted, computed) = (sink.new, sink.accepted, sink.computed);
+        self.previous.new = sample.scans.files.then_some(new);
+        self.previous.accepted = accepted;
+        if let Some(computed) = computed {
+            self.previous.computed = computed;
+        }
         out
     }
 
@@ -269,6 +275,8 @@ struct Previous {
     /// `None` if that sample did not include a file scan, and so did not see all connections.
     new: Option<NewConnections>,
     accepted: Accepted,
+    /// See [`Sink::computed`]; of the last scan over threads.
+    computed: BTreeSet<TargetId>,
 }
 
 /// Collects the readings of all sources, and passes facts from one source to another.
@@ -280,6 +288,9 @@ struct Sink<'a> {
     /// Passed from the accept queues to the requests in flight and the event loops, which are read before them and so use it at
     /// the next sample.
     accepted: Accepted,
+    /// The targets that used CPU time worth mentioning, after a scan over threads. Passed from the run queues to the requests in
+    /// flight.
+    computed: Option<BTreeSet<TargetId>>,
     previous: &'a Previous,
     /// Targets whose pending requests are listed.
     focus_scope: &'a BTreeSet<TargetId>,

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::sample::{Sample, TargetId, Thread};
 
+/// A target that used a smaller share of a core may have been idle: runtimes wake up some dozen times a second without work.
+const MIN_WORKING_SHARE: f64 = 0.005;
+
 #[derive(Default)]
 pub(super) struct RunQueues {
     threads: FxHashMap<(u32, u32), Known>,
@@ -67,6 +70,11 @@ impl Source for RunQueues {
             self.starvation.grew(*target, time);
         }
         self.starvation.read(sample, targets);
+        let computed = groups.iter().filter(|(_, group)| {
+            let used = group.cpus_used();
+            used.is_some_and(|used| used >= MIN_WORKING_SHARE)
+        });
+        sink.computed = Some(computed.map(|(target, _)| *target).collect());
         for (target, group) in groups {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
             let mut reading = group.reading(cpus);
@@ -143,6 +151,7 @@ impl Group {
             arrivals: known.then_some(self.dispatches),
             departures: known.then_some(self.dispatches),
             hidden: Hidden::Nothing,
+            has_unseen_work: false,
             elapsed_ns: self.elapsed_ns,
             served: known.then_some(self.dispatches),
             servers: cpus,
