@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::rates::BaselineRate;
 use crate::queue::Reading;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -53,8 +54,9 @@ pub(super) struct BaselineWait {
     depth_before: Option<f64>,
     /// The first second in which work waited, and when it ended.
     first: Option<(u64, Second)>,
-    /// The last whole second.
+    /// The last whole second, and the last of those in which connections were counted.
     last: Second,
+    last_counted: Second,
     /// Mean duration of the last responses whose duration is known, ns.
     response_time_ns: Option<f64>,
     seen_ns: u64,
@@ -71,6 +73,8 @@ struct Second {
     samples: u32,
     ns: u64,
     responses: u64,
+    /// Upper bound of the work that no sample saw.
+    unseen: u64,
 }
 
 impl BaselineWait {
@@ -111,9 +115,8 @@ impl BaselineWait {
         let second = &mut self.now;
         second.samples += 1;
         second.depth += reading.depth as f64;
-        second.worked |= reading.depth > 0
-            || reading.departures.is_some_and(|count| count > 0)
-            || reading.has_unseen_work;
+        second.worked |= reading.depth > 0 || reading.departures.is_some_and(|count| count > 0);
+        second.unseen = second.unseen.saturating_add(reading.unseen_at_most);
         let responses = reading.departures.unwrap_or(0);
         second.ns = second.ns.saturating_add(reading.elapsed_ns.unwrap_or(0));
         second.responses = second.responses.saturating_add(responses);
@@ -127,6 +130,9 @@ impl BaselineWait {
 
     fn end_second(&mut self, now_ns: u64, second: Second) {
         self.last = second;
+        if second.ns > 0 {
+            self.last_counted = second;
+        }
         if self.first.is_none() && second.waits > 0 {
             self.first = Some((now_ns, second));
         }
@@ -161,7 +167,20 @@ impl BaselineWait {
 
     fn wait_ns(&self) -> Option<f64> {
         let worked = self.seconds.iter().filter(|second| second.worked);
-        median(worked.map(Second::mean_wait_ns)).or_else(|| self.first().map(Second::mean_wait_ns))
+        median(worked.map(Second::mean_wait_ns))
+            .or_else(|| self.unseen_work_was_its_own().then_some(0.0))
+            .or_else(|| self.first().map(Second::mean_wait_ns))
+    }
+
+    /// Connections came and went between two samples, and now significantly fewer do: these were this queue's, and their requests
+    /// took no time. If as many still come, they are those of other services in the network namespace.
+    fn unseen_work_was_its_own(&self) -> bool {
+        let counted = self.seconds.iter().filter(|second| second.ns > 0);
+        let before = BaselineRate::of(counted.map(Second::unseen_per_s).collect());
+        before.is_some_and(|before| {
+            let now = &self.last_counted;
+            before.is_undercut_by(now.unseen as f64, now.ns as f64 / SECOND_NS as f64)
+        })
     }
 
     fn depth(&self) -> Option<f64> {
@@ -198,6 +217,10 @@ impl Second {
 
     fn mean_depth(&self) -> f64 {
         self.depth / f64::from(self.samples.max(1))
+    }
+
+    fn unseen_per_s(&self) -> f64 {
+        self.unseen as f64 * SECOND_NS as f64 / self.ns.max(1) as f64
     }
 
     fn responses_per_ns(&self) -> f64 {
@@ -287,21 +310,30 @@ mod tests {
     }
 
     #[test]
-    fn seconds_with_work_that_no_sample_saw_are_a_baseline_and_idle_ones_are_not() {
-        let delay_after = |has_unseen_work| {
+    fn work_that_no_sample_saw_is_a_baseline_once_it_no_longer_comes() {
+        let delay_after = |unseen: fn(u64) -> u64| {
             let mut baseline = BaselineWait::default();
             for tick in 0..100 {
                 let reading = Reading {
                     departures: Some(0),
-                    has_unseen_work,
+                    elapsed_ns: Some(TICK),
+                    unseen_at_most: unseen(tick),
                     ..reading(0, 0)
                 };
                 baseline.learn(tick * TICK, &reading);
             }
             baseline.delay_ns(&reading(60, 1_000))
         };
-        assert_eq!(delay_after(true), 1_000_000_000);
-        assert_eq!(delay_after(false), 0, "a service that is slow by design");
+        assert_eq!(
+            delay_after(|tick| if tick < 80 { 6 } else { 0 }),
+            1_000_000_000
+        );
+        assert_eq!(delay_after(|_| 6), 0, "they are those of other services");
+        assert_eq!(
+            delay_after(|_| 0),
+            0,
+            "an idle service that is slow by design"
+        );
     }
 
     #[test]

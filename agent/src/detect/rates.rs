@@ -177,7 +177,7 @@ pub(super) struct Baselines {
 }
 
 impl BaselineRate {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(super) fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.len() < BASELINE_MIN_SECONDS {
             return None;
         }

@@ -38,6 +38,8 @@ const UNCLOSED_NS: u64 = 1_000_000_000;
 const SYN_SENT: u8 = 2;
 /// The port of the Domain Name System (RFC 1035).
 pub(super) const DNS_PORT: u16 = 53;
+/// Linux gives up a connection request after about this time, ns (tcp_syn_retries).
+const MAX_REQUEST_NS: u64 = 130_000_000_000;
 /// A socket to a resolver that is open for this time, ns, waits for a response. A resolver that works responds within
 /// milliseconds, and libraries then close the socket.
 const MIN_QUERY_NS: u64 = 500_000_000;
@@ -186,8 +188,10 @@ pub(super) struct Topology {
     /// The network namespace of each service, as its connections show.
     networks: HashMap<TargetId, u32>,
     local_ports: Vec<LocalPorts>,
-    /// Connection tracking tables that are full.
-    conntrack: Vec<Conntrack>,
+    /// Connection tracking tables that are or were full, by network namespace, and when each was last seen to be, ns.
+    conntrack: BTreeMap<u32, (Conntrack, u64)>,
+    /// When they were last searched for, ns.
+    conntrack_ns: u64,
     /// Threads that are on an accelerator, by tgid and tid.
     on_accelerator: HashMap<(u32, u32), Accelerator>,
     /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
@@ -238,7 +242,11 @@ impl Topology {
             self.local_ports.clone_from(ports);
         }
         if let Some(tables) = &sample.conntrack {
-            self.conntrack.clone_from(tables);
+            self.conntrack_ns = now_ns;
+            let full = tables.iter().map(|table| (table.netns, (*table, now_ns)));
+            self.conntrack.extend(full);
+            self.conntrack
+                .retain(|_, (_, full_ns)| now_ns.saturating_sub(*full_ns) < MAX_REQUEST_NS);
         }
         if let Some(waits) = &sample.lock_waits {
             self.learn_lock_waits(waits);
@@ -563,12 +571,18 @@ impl Topology {
             .max_by_key(|(_, age_ns)| *age_ns)
     }
 
-    /// A connection tracking table that the packets of this connection pass, and that is full.
-    pub(super) fn full_conntrack(&self, link: &Link) -> Option<&Conntrack> {
+    /// A connection tracking table that the packets of this connection request pass, and that was full since the request was
+    /// first sent, `age_ns` ago: it is sent again only after seconds, when there may be room.
+    pub(super) fn full_conntrack(&self, link: &Link, age_ns: u64) -> Option<&Conntrack> {
         // Connections within a container's own namespace do not pass the host.
         let leaves = !link.remote.ip().to_canonical().is_loopback();
-        let mut tables = self.conntrack.iter();
-        tables.find(|table| table.netns == link.netns || table.is_of_host && leaves)
+        let tables = self.conntrack.values();
+        let mut since = tables.filter(|(_, full_ns)| {
+            *full_ns == self.conntrack_ns || full_ns.saturating_add(age_ns) >= self.now_ns
+        });
+        let found =
+            since.find(|(table, _)| table.netns == link.netns || table.is_of_host && leaves);
+        found.map(|(table, _)| table)
     }
 
     /// The library or device by which a thread is on an accelerator in this sample, if it is on one.

@@ -333,7 +333,7 @@ impl Group {
             arrivals: count,
             departures,
             hidden: Hidden::Nothing,
-            has_unseen_work: false,
+            unseen_at_most: 0,
             elapsed_ns: self.elapsed_ns,
             served: departures,
             servers,

@@ -71,6 +71,8 @@ pub(super) struct Group {
     pub(super) response_size: ResponseSize,
     /// Accepted connections that no scan has seen. Negative if a connection was seen before it was counted as accepted.
     unseen: i64,
+    /// The same for the whole network namespace, where the number of this service is unknown.
+    unseen_in_namespace: i64,
     /// Time of the last scan of all connections.
     scanned_ns: Option<u64>,
     /// The highest number of simultaneously unanswered requests.
@@ -106,8 +108,8 @@ pub(super) struct Activity {
     pub(super) at_least: bool,
     /// Connections may have come and gone of which nothing is known.
     unknown_connections: bool,
-    /// It is likely that some did: connections were accepted in the network namespace, and the service computed.
-    pub(super) has_unseen_work: bool,
+    /// An upper bound of their number, while the service used CPU time.
+    pub(super) unseen_at_most: u64,
     /// Sum of the response times that are known.
     took_ns: u128,
     /// Number of the response times that are known.
@@ -257,12 +259,15 @@ impl Conversations {
         Some((slot, seen))
     }
 
-    /// Counts connections that were opened and closed between two scans. Each carried at least one request, which was
-    /// answered.
+    /// Counts connections that were opened and closed between two scans. Each is counted as one answered request: it may have
+    /// carried more, or none (a TCP health check).
     fn count_unseen(&mut self, previous: &Previous) {
         for ((target, netns, port), accepted) in &previous.accepted {
-            let (endpoint, count) = (Endpoint::Served(*port), accepted.count);
-            let serves = count.is_some_and(|count| count > 0);
+            let endpoint = Endpoint::Served(*port);
+            let may_have_served = accepted.count.is_none()
+                && accepted.in_namespace > 0
+                && previous.working.contains(target);
+            let serves = accepted.count.is_some_and(|count| count > 0) || may_have_served;
             // A service that accepts connections gets a queue even if all of them are too short for the scans to see.
             if !serves && !self.groups.has(*target, endpoint) {
                 continue;
@@ -270,15 +275,11 @@ impl Conversations {
             let slot = self.groups.slot(*target, endpoint);
             let group = self.groups.at(slot);
             group.netns = *netns;
-            group.unseen = match count {
-                Some(count) => group.unseen.saturating_add_unsigned(count),
-                None => {
-                    group.since.unknown_connections = true;
-                    group.since.has_unseen_work |=
-                        accepted.in_namespace > 0 && previous.computed.contains(target);
-                    0
-                }
+            let Some(count) = accepted.count else {
+                group.count_unseen_in_namespace(accepted.in_namespace, may_have_served, previous);
+                continue;
             };
+            group.unseen = group.unseen.saturating_add_unsigned(count);
             // Subtract the connections that still exist. They are known only after a scan of all.
             let Some(new) = &previous.new else { continue };
             let seen = new.get(&(*netns, *port)).copied().unwrap_or(0);
@@ -367,6 +368,28 @@ impl Conversations {
 }
 
 impl Group {
+    /// Counts the connections that were accepted somewhere in the network namespace, and that no scan has seen. They may be this
+    /// service's if it `may_have_served` any.
+    fn count_unseen_in_namespace(
+        &mut self,
+        accepted: u64,
+        may_have_served: bool,
+        previous: &Previous,
+    ) {
+        self.since.unknown_connections = true;
+        if may_have_served {
+            let unseen = self.unseen_in_namespace;
+            self.unseen_in_namespace = unseen.saturating_add_unsigned(accepted);
+        }
+        let Some(new) = &previous.new else { return };
+        let new = new.iter().filter(|((netns, _), _)| *netns == self.netns);
+        let seen = new.map(|(_, count)| count).sum();
+        let unseen = self.unseen_in_namespace.saturating_sub_unsigned(seen);
+        self.unseen_in_namespace = unseen.min(0);
+        let more = u64::try_from(unseen).unwrap_or(0);
+        self.since.unseen_at_most = self.since.unseen_at_most.saturating_add(more);
+    }
+
     /// Counts one connection. At a scan of all it is added; otherwise it replaces its own earlier status.
     fn count(&mut self, cookie: u64, before: Option<(Status, u64)>, seen: &Seen, all: bool) {
         let now = (seen.status, seen.began_ns);
@@ -499,7 +522,8 @@ impl ResponseSize {
         let depth = depth as f64;
         let is_usual = depth <= self.usual_depth.value() + 1.0;
         self.usual_depth.update(depth, elapsed_ns);
-        if !is_usual || since.exchanges == 0 || since.answer_bytes == 0 {
+        // An interim answer is an exchange without a response.
+        if !is_usual || since.exchanges == 0 || since.answer_bytes == 0 || since.responses == 0 {
             return;
         }
         let bytes = since.answer_bytes as f64 / since.responses as f64;

@@ -127,7 +127,9 @@ struct Turns {
 
 impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        self.unseen.count(sink.previous);
+        if sample.scans.files || sample.scans.focused_sockets {
+            self.unseen.count(sink.previous);
+        }
         if sample.scans.files {
             self.scan_connections(sample, targets);
             let entry = |epoll: &Epoll| ((epoll.tgid, epoll.fd), *epoll);

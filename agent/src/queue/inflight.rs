@@ -56,7 +56,7 @@ pub(super) fn common(sample: &GroupSample<'_>, now_ns: u64) -> Reading {
         arrivals: known.then_some(group.since.begun),
         departures,
         hidden: group.since.hidden(),
-        has_unseen_work: group.since.has_unseen_work,
+        unseen_at_most: group.since.unseen_at_most,
         elapsed_ns: sample.elapsed_ns,
         served: departures,
         wait_ns,

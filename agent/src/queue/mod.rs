@@ -88,9 +88,10 @@ pub struct Reading {
     /// Further work that may have arrived and departed since the previous reading.
     #[serde(skip)]
     pub hidden: Hidden,
-    /// No sample saw it, but work was likely begun and completed since the previous reading.
+    /// Upper bound of the work that was begun and completed since the previous reading without being seen, where its number is
+    /// unknown. 0 if the service was idle.
     #[serde(skip)]
-    pub has_unseen_work: bool,
+    pub unseen_at_most: u64,
     /// Time since the previous reading, ns; `None` for the first.
     pub elapsed_ns: Option<u64>,
     /// Lower bound of the dequeue operations (accepts, reads) since the previous reading.
@@ -227,18 +228,21 @@ impl Model {
             out: &mut out,
             new: NewConnections::default(),
             accepted: Accepted::new(),
-            computed: None,
+            working: None,
             previous: &self.previous,
             focus_scope: &self.focus_scope,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
         }
-        let (new, accepted, computed) = (sink.new, sink.accepted, sink.computed);
-        self.previous.new = sample.scans.files.then_some(new);
-        self.previous.accepted = accepted;
-        if let Some(computed) = computed {
-            self.previous.computed = computed;
+        let (new, accepted, working) = (sink.new, sink.accepted, sink.working);
+        // A sample of threads alone counts no connections, and nothing has read the counts of the sample before.
+        if sample.scans.files || sample.scans.focused_sockets {
+            self.previous.new = sample.scans.files.then_some(new);
+            self.previous.accepted = accepted;
+        }
+        if let Some(working) = working {
+            self.previous.working = working;
         }
         out
     }
@@ -269,14 +273,14 @@ struct AcceptedCount {
     in_namespace: u64,
 }
 
-/// New connections at the previous sample.
+/// What the last sample with connections counted.
 #[derive(Default)]
 struct Previous {
     /// `None` if that sample did not include a file scan, and so did not see all connections.
     new: Option<NewConnections>,
     accepted: Accepted,
-    /// See [`Sink::computed`]; of the last scan over threads.
-    computed: BTreeSet<TargetId>,
+    /// See [`Sink::working`]; of the last scan over threads.
+    working: BTreeSet<TargetId>,
 }
 
 /// Collects the readings of all sources, and passes facts from one source to another.
@@ -288,9 +292,9 @@ struct Sink<'a> {
     /// Passed from the accept queues to the requests in flight and the event loops, which are read before them and so use it at
     /// the next sample.
     accepted: Accepted,
-    /// The targets that used CPU time worth mentioning, after a scan over threads. Passed from the run queues to the requests in
-    /// flight.
-    computed: Option<BTreeSet<TargetId>>,
+    /// The targets that used CPU time in the last second or so ([`runqueue`]). `None` unless this sample scans threads. Passed
+    /// from the run queues to the requests in flight, which use it at the next sample.
+    working: Option<BTreeSet<TargetId>>,
     previous: &'a Previous,
     /// Targets whose pending requests are listed.
     focus_scope: &'a BTreeSet<TargetId>,

@@ -1,6 +1,6 @@
 //! Run queues: runnable threads of a target that wait for a CPU, and who uses the CPU meanwhile ([`Starvation`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
 
@@ -8,15 +8,22 @@ use super::{
     Hidden, Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     starvation::{Starvation, ThreadTime},
 };
-use crate::sample::{Sample, TargetId, Thread};
+use crate::{
+    ewma::Ewma,
+    sample::{Sample, TargetId, Thread},
+};
 
-/// A target that used a smaller share of a core may have been idle: runtimes wake up some dozen times a second without work.
-const MIN_WORKING_SHARE: f64 = 0.005;
+/// A target that used a smaller share of a core was idle.
+const MIN_WORKING_SHARE: f64 = 0.001;
+/// Time constant of that share, ns.
+const WORKING_TIME_CONSTANT_NS: f64 = 1e9;
 
 #[derive(Default)]
 pub(super) struct RunQueues {
     threads: FxHashMap<(u32, u32), Known>,
     starvation: Starvation,
+    /// CPU seconds per second that each target uses.
+    cpus_used: BTreeMap<TargetId, Ewma>,
 }
 
 /// State kept per thread.
@@ -70,11 +77,7 @@ impl Source for RunQueues {
             self.starvation.grew(*target, time);
         }
         self.starvation.read(sample, targets);
-        let computed = groups.iter().filter(|(_, group)| {
-            let used = group.cpus_used();
-            used.is_some_and(|used| used >= MIN_WORKING_SHARE)
-        });
-        sink.computed = Some(computed.map(|(target, _)| *target).collect());
+        sink.working = Some(self.working(&groups));
         for (target, group) in groups {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
             let mut reading = group.reading(cpus);
@@ -87,6 +90,24 @@ impl Source for RunQueues {
             sink.put(target, Kind::Runqueue, &QueueId::Threads, reading);
         }
         sink.forget_unseen(Kind::Runqueue);
+    }
+}
+
+impl RunQueues {
+    /// Adds the CPU time that each target used since the previous scan. Returns the targets that are not idle.
+    fn working(&mut self, groups: &BTreeMap<TargetId, Group>) -> BTreeSet<TargetId> {
+        self.cpus_used
+            .retain(|target, _| groups.contains_key(target));
+        for (target, group) in groups {
+            if let Some((used, elapsed_ns)) = group.cpus_used().zip(group.elapsed_ns) {
+                let mean = self.cpus_used.entry(*target);
+                mean.or_insert_with(|| Ewma::mean_of(0, 0.0, WORKING_TIME_CONSTANT_NS))
+                    .update(used, elapsed_ns);
+            }
+        }
+        let used = self.cpus_used.iter();
+        let working = used.filter(|(_, used)| used.value() >= MIN_WORKING_SHARE);
+        working.map(|(target, _)| *target).collect()
     }
 }
 
@@ -151,7 +172,7 @@ impl Group {
             arrivals: known.then_some(self.dispatches),
             departures: known.then_some(self.dispatches),
             hidden: Hidden::Nothing,
-            has_unseen_work: false,
+            unseen_at_most: 0,
             elapsed_ns: self.elapsed_ns,
             served: known.then_some(self.dispatches),
             servers: cpus,

@@ -345,7 +345,7 @@ impl Half {
             arrivals: known.then_some(self.arrivals),
             departures: known.then_some(self.departures),
             hidden: Hidden::Nothing,
-            has_unseen_work: false,
+            unseen_at_most: 0,
             elapsed_ns: group.elapsed_ns,
             served: known.then_some(self.served),
             servers,

@@ -89,9 +89,9 @@ pub(super) const TRACKING_TABLE: Rule = Rule {
             true,
         );
         let (link, age_ns) = request?;
-        let table = topology.full_conntrack(link);
+        let table = topology.full_conntrack(link, age_ns);
         checks.is(
-            "a connection tracking table on its way is full",
+            "a connection tracking table on its way was full meanwhile",
             table.is_some(),
             true,
         );
@@ -115,7 +115,7 @@ fn table_full(case: Case<'_>, table: &Conntrack, link: &Link, age_ns: u64) -> Fi
         "New connections lose their first packet: raise net.netfilter.nf_conntrack_max, close idle connections (conntrack -L lists them), or exempt this traffic (NOTRACK in the raw table). Open connections are not affected, so a pool helps; more workers do not.".to_owned()
     })
     .fact(format!(
-        "the connection tracking table {of_whom} is full ({} of {}){dropped}; {} has not answered a connection request for {}",
+        "the connection tracking table {of_whom} has been full ({} of {}){dropped}; {} has not answered a connection request for {}",
         count(table.entries),
         count(table.limit),
         link.remote,

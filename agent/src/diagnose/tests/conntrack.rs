@@ -71,3 +71,25 @@ fn a_full_table_does_not_matter_to_a_service_whose_connections_are_open() {
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
 }
+
+#[test]
+fn a_table_that_has_room_again_matters_to_requests_that_were_dropped_before() {
+    let connects = [thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0])];
+    let mut dropped_before = scene(&[full(1, false)], DISTANT);
+    dropped_before.sample().conntrack = Some(Vec::new());
+    dropped_before.take_samples(20, &connects);
+    let verdict = dropped_before.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::NetworkLimited);
+
+    let mut sent_after = Scene::of(&[&[10]]);
+    sent_after.accepts(1, (10, 5), 80);
+    sent_after.awaits(1);
+    sent_after.sample().conntrack = Some(vec![full(1, false)]);
+    sent_after.take_samples(5, &[thread(10, 0)]);
+    sent_after.sample().conntrack = Some(Vec::new());
+    sent_after.take_samples(5, &[thread(10, 0)]);
+    sent_after.calls(2, (10, 6), (DISTANT, 5432).into()).state = SYN_SENT;
+    sent_after.take_samples(60, &connects);
+    let verdict = sent_after.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+}
