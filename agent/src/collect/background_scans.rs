@@ -4,7 +4,7 @@
 
 use super::{DISCOVERY_INTERVAL_NS, MS, poll_interval::PollInterval};
 
-/// Part of the CPU budget that each background scan may use: 56% for the seven scans below together.
+/// Part of the allowed CPU time that each background scan may use: 56% for the seven scans below together.
 const BUDGET_PART: f64 = 0.08;
 /// The same while a target is focused: the profile needs more of the budget then.
 const BUDGET_PART_FOCUSED: f64 = 0.05;

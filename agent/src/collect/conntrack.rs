@@ -20,7 +20,7 @@ const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const INIT: u32 = 1;
 /// The first kernel thread, in the initial PID namespace.
 const KTHREADD: u32 = 2;
-/// What was seen longer ago than this, ns, says nothing about now: three times the longest interval between searches.
+/// Observations older than this, ns, are ignored: three times the longest interval between searches.
 const MAX_AGE_NS: u64 = 30_000_000_000;
 
 #[derive(Default)]
@@ -35,7 +35,8 @@ pub(super) struct ConntrackScan {
 struct Known {
     /// Dropped packets up to the last search.
     drops: u64,
-    /// Those of them that were dropped since the table was first observed to be full.
+    /// Those of them that count as dropped because the table was full: since the search before it was first found full. Starts
+    /// again at 0 if the table has room, or if nothing was dropped for [`MAX_AGE_NS`].
     dropped_full: u64,
     /// Time of the last search, ns.
     searched_ns: u64,

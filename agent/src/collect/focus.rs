@@ -59,10 +59,18 @@ impl FocusedTargets {
     }
 }
 
+/// How long an incident counts as one that has just begun, ns: a verdict takes seconds.
+const BEGINNING_NS: u64 = 30_000 * MS;
+/// A target that is unhealthy again within this time, ns, is in the same incident.
+const SAME_INCIDENT_NS: u64 = 60_000 * MS;
+
 pub(super) struct Focus {
     /// Focuses all targets, whatever the state of their queues.
     all: bool,
     targets: FocusedTargets,
+    /// Targets that are in an incident, and when the last of these began, ns.
+    in_incident: FocusedTargets,
+    begun_ns: Option<u64>,
     /// tgids in the focus scope.
     scope: FxHashSet<u32>,
 }
@@ -72,6 +80,8 @@ impl Default for Focus {
         Self {
             all: false,
             targets: FocusedTargets::new(FOCUS_RETENTION_NS),
+            in_incident: FocusedTargets::new(SAME_INCIDENT_NS),
+            begun_ns: None,
             scope: FxHashSet::default(),
         }
     }
@@ -90,6 +100,9 @@ impl Focus {
         unhealthy: &BTreeSet<TargetId>,
         targets: &[Target],
     ) {
+        if self.in_incident.update(now_ns, unhealthy.iter().copied()) {
+            self.begun_ns = Some(now_ns);
+        }
         let all = targets
             .iter()
             .filter(|target| self.all && !target.is_neighbour);
@@ -109,6 +122,14 @@ impl Focus {
             .filter(|target| target.is_neighbour || self.targets.contains(target.id));
         let tgids = targets.flat_map(|target| &target.tgids).chain(neighbours);
         self.scope.extend(tgids);
+    }
+
+    /// Whether a target became unhealthy a short time ago.
+    pub(super) fn is_incident_new(&self, now_ns: u64) -> bool {
+        self.has_targets()
+            && self
+                .begun_ns
+                .is_some_and(|begun_ns| now_ns < begun_ns.saturating_add(BEGINNING_NS))
     }
 
     /// Whether any target is focused.

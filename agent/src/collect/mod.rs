@@ -525,6 +525,8 @@ impl Collector {
             self.scanner.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());
+        let is_new = self.focus.is_incident_new(now_ns);
+        self.schedule.set_spending(is_new, now_ns);
         self.update_focus_scope()
     }
 

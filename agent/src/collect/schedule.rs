@@ -117,6 +117,7 @@ pub struct Schedule {
     /// Focus samples so far, modulo 2^32.
     focus_samples: u32,
     focused: bool,
+    spends: bool,
     late: u64,
 }
 
@@ -133,6 +134,7 @@ impl Schedule {
             last_focus_ns: now_ns,
             focus_samples: 0,
             focused: false,
+            spends: false,
             late: 0,
         }
     }
@@ -236,7 +238,8 @@ impl Schedule {
         self.allocation.measured(now_ns, cpu_ns);
     }
 
-    /// Share of one core that is allocated now: the budget, or less after the agent's measured CPU time exceeded it.
+    /// Share of one core that is allocated now: more than the budget in the first seconds of an incident, less after the agent's
+    /// measured CPU time exceeded what was allowed.
     pub fn cpu_share(&self) -> f64 {
         self.allocation.cpu_share()
     }
@@ -245,6 +248,24 @@ impl Schedule {
     pub fn set_focused(&mut self, focused: bool) {
         self.focused = focused;
         self.allocation.set_focused(focused);
+    }
+
+    /// Whether an incident has just begun: CPU time that was saved is spent. Scans that were postponed are made now.
+    pub fn set_spending(&mut self, spends: bool, now_ns: u64) {
+        let begins = spends && !self.spends;
+        self.spends = spends;
+        self.allocation.set_spending(spends);
+        if begins {
+            let allocation = &self.allocation;
+            for (due_ns, interval_ns) in [
+                (&mut self.base_due_ns, allocation.base_interval_ns()),
+                (&mut self.files_due_ns, allocation.files_interval_ns()),
+                (&mut self.threads_due_ns, allocation.threads_interval_ns()),
+                (&mut self.profile_due_ns, allocation.profile_interval_ns()),
+            ] {
+                *due_ns = (*due_ns).min(now_ns.saturating_add(interval_ns));
+            }
+        }
     }
 
     /// Makes the scans over files and threads due with the next base sample.
@@ -284,7 +305,8 @@ impl Schedule {
 
     /// The scans that the budget may stretch.
     pub(super) fn stretchable_scans(&self) -> [StretchableScan; StretchableScan::COUNT] {
-        let allocation = &self.allocation;
+        // A notice reports how the agent runs for minutes, not for the first seconds of an incident.
+        let allocation = self.allocation.without_savings();
         let scan = |name, objects, cost_ns, interval_ns| StretchableScan {
             name,
             objects,

@@ -32,12 +32,12 @@ const GROWTH_MIN_MORE: f64 = 1.0;
 /// If a queue has grown since it was first observed, its first second serves as the baseline after this time, ns.
 const FIRST_SECOND_AFTER_NS: u64 = 5 * SECOND_NS;
 
-/// Requests in flight that are more than this many times as old as responses take are of another kind than those answered. Long polls
-/// beside quick requests are an example: whether they are slow, or long by design, is not known before they are answered. Of
-/// requests that are equally slow and answered in turn, half are older than half of the response time.
+/// Requests in flight whose age exceeds this multiple of the response time are of another kind than those answered: long polls
+/// beside quick requests, for example. Whether they are slow, or long by design, is unknown until they are answered. For
+/// comparison: if all requests take equally long, the median age of those in flight is half the response time.
 pub(super) const OTHER_KIND_RATIO: f64 = 10.0;
 
-/// The first second is no baseline for requests of another kind while at least this share of its responses per time still comes.
+/// The first second is no baseline for requests of another kind while the response rate is at least this fraction of its own.
 const STEADY_RATE: f64 = 0.7;
 
 /// Lower bound of the target delay, ns: a shorter wait does not matter, whatever the baseline.
@@ -196,7 +196,7 @@ impl BaselineWait {
         (is_used && !self.others_are_answered_as_in(first)).then_some(first)
     }
 
-    /// Whether as much is answered as in `before`, while requests of another kind wait.
+    /// Whether the response rate is still about that of `before`, while the requests that wait are of another kind.
     fn others_are_answered_as_in(&self, before: &Second) -> bool {
         let (last_ns, took_ns) = (self.last.mean_wait_ns(), self.response_time_ns);
         took_ns.is_some_and(|took_ns| took_ns * OTHER_KIND_RATIO < last_ns)
@@ -205,9 +205,9 @@ impl BaselineWait {
     }
 }
 
-/// Whether a queue is deep compared with its usual depth.
-pub fn is_deep(depth: f64, usual: f64) -> bool {
-    depth > (usual * DEEP_RATIO).max(usual + DEEP_MIN_MORE)
+/// Whether a queue is deep compared with its baseline depth.
+pub fn is_deep(depth: f64, baseline: f64) -> bool {
+    depth > (baseline * DEEP_RATIO).max(baseline + DEEP_MIN_MORE)
 }
 
 impl Second {

@@ -417,7 +417,8 @@ fn is_crowded(listener: &Listener, known: Option<&Known>) -> bool {
     depth > 0 && depth >= listener.limit / 2
 }
 
-/// Whether the queue is full. The kernel rejects new connections once the depth exceeds the backlog (sk_acceptq_is_full).
+/// Whether the depth has reached the backlog. The kernel accepts one more, and rejects new connections once the depth exceeds
+/// the backlog (sk_acceptq_is_full).
 fn is_full(listener: &Listener) -> bool {
     listener.depth > 0 && listener.depth >= listener.limit
 }

@@ -477,7 +477,7 @@ impl Activity {
         }
     }
 
-    /// Responses per second over this period, at most: the segments include those of interim answers.
+    /// Upper estimate of the responses per second over this period: the segments include those of interim answers.
     pub(super) fn responses_per_s(&self, elapsed_ns: u64) -> Option<f64> {
         per_s(self.responses, elapsed_ns)
     }
@@ -497,8 +497,8 @@ fn per_s(count: u64, elapsed_ns: u64) -> Option<f64> {
     (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64)
 }
 
-/// Size of the responses of one endpoint. It is measured only while at most one request more than usual is unanswered: then each
-/// response is counted by its segments, and an interim answer is mostly sent together with the response.
+/// Size of the responses of one endpoint. It is measured only while the depth is at most one above its mean. Responses can be
+/// counted by segments then, and an interim answer is mostly sent together with its response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseSize {
     /// Bytes of each sample.

@@ -102,7 +102,8 @@ pub struct Reading {
     pub wait_ns: Option<u64>,
     /// Age of the oldest item that waits, ns.
     pub oldest_age_ns: Option<u64>,
-    /// Age of each item that waits, ns, oldest first. Only accept queues and requests in flight have them.
+    /// Ages of the items that wait, ns, oldest first. Only TCP accept queues, requests in flight and outstanding calls have
+    /// them; of requests and calls, the oldest 1,024.
     pub ages_ns: Vec<u64>,
     /// Items lost since the previous reading.
     pub losses: u64,
@@ -140,7 +141,8 @@ pub struct Readings {
     pub gone: Vec<Arc<QueueKey>>,
     /// Queues beyond [`MAX_QUEUES_PER_KIND`], which have no reading.
     pub queues_over_limit: usize,
-    /// Every unanswered request of the targets in the focus scope. `None` if this sample has no such data.
+    /// The unanswered requests of the targets in the focus scope, at most 1,024 of each endpoint, oldest first. `None` if this
+    /// sample has no such data.
     pub pending_requests: Option<Vec<PendingRequest>>,
 }
 
@@ -173,7 +175,7 @@ pub struct Model {
 /// One dependency constrains the order: `Streams` counts the new accepted connections ([`Sink::new`]), and the accept
 /// queues read that count, so they come after it. The other sources do not depend on each other within a sample. Their
 /// order is that of [`Readings::queues`], and so the order in which queues that saturate in the same sample open their
-/// episodes: downstream queues first.
+/// episodes: those nearest the cause first, accept and SYN queues last.
 fn sources() -> Vec<Box<dyn Source>> {
     vec![
         Box::<uring::Uring>::default(),
@@ -261,7 +263,7 @@ impl Model {
 /// Accepted connections that the previous file scan did not see, per network namespace and local port.
 type NewConnections = HashMap<(u32, u16), u64>;
 
-/// Connections that a service accepted since the previous sample, still open or not, per network namespace and local
+/// Connections accepted since the previous scan of listeners, still open or not, per service, network namespace and local
 /// port.
 type Accepted = BTreeMap<(TargetId, u32, u16), AcceptedCount>;
 
@@ -269,7 +271,7 @@ type Accepted = BTreeMap<(TargetId, u32, u16), AcceptedCount>;
 struct AcceptedCount {
     /// `None` if the number is unknown.
     count: Option<u64>,
-    /// Connections that entered any accept queue of the namespace; 0 if that is unknown, too.
+    /// Connections that entered any accept queue of the namespace. 0 if unknown.
     in_namespace: u64,
 }
 

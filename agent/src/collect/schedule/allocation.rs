@@ -49,7 +49,7 @@ impl MeanCost {
 }
 
 /// The budget and the costs of all scans.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Allocation {
     budget: Budget,
     governor: CpuBudget,
@@ -98,7 +98,17 @@ impl Allocation {
 
     pub(super) fn set_focused(&mut self, focused: bool) {
         self.focused = focused;
-        self.governor.set_focused(focused);
+    }
+
+    pub(super) fn set_spending(&mut self, spends: bool) {
+        self.governor.set_spending(spends);
+    }
+
+    /// The intervals apart from any incident.
+    pub(super) fn without_savings(&self) -> Self {
+        let mut usual = self.clone();
+        usual.set_spending(false);
+        usual
     }
 
     pub(super) fn learn(&mut self, plan: SamplePlan, cost: SampleCost) {
@@ -139,8 +149,8 @@ impl Allocation {
         self.plain_share() * self.governor.multiple(self.budget.cpu_share)
     }
 
-    /// The same without saved CPU time. What is saved keeps up the rate of the base samples, and is not spent on more samples
-    /// between them.
+    /// The same without saved CPU time. Saved CPU time keeps up the rate of the base samples and of the scans and profiles in
+    /// them. It buys no additional focus samples.
     fn plain_share(&self) -> f64 {
         self.budget.cpu_share * self.governor.part()
     }
@@ -218,8 +228,9 @@ impl Allocation {
         fits.then_some(interval as u64)
     }
 
-    /// If focus samples seem too expensive, one is tried now and then: only trying shows that they became cheap. Soon after
-    /// another sample the kernel's objects are still in the CPU caches. `last_ns`: when the last focus sample was due.
+    /// If focus samples seem too expensive, one is tried now and then: only a trial shows whether they are cheap. They may be,
+    /// because soon after another sample the kernel's objects are still in the CPU caches. `last_ns`: when the last focus
+    /// sample was due. Returns the time after the last sample at which the trial is due.
     pub(super) fn trial_ns(&self, now_ns: u64, last_ns: u64) -> Option<u64> {
         let cost = self.light.0 + self.profile.0;
         let affordable = cost / (self.plain_share() * TRIAL_PART);
@@ -243,8 +254,8 @@ impl Allocation {
             + self.threads.0 / self.threads_interval_ns() as f64
     }
 
-    /// The shortest interval at which a scan of this cost uses no more than `share` of a core: a whole number of base
-    /// intervals, at most `max_ns`.
+    /// The shortest interval at which a scan of this cost uses about `share` of a core: a whole number of configured sampling
+    /// intervals (see [`ROUNDING_TOLERANCE`]), at most `max_ns` unless one of them is longer.
     fn affordable_ns(&self, cost_ns: u64, share: f64, max_ns: u64) -> u64 {
         let interval_ns = self.budget.interval_ns;
         let affordable = cost_ns as f64 / share;

@@ -1,4 +1,4 @@
-//! Simulated pods of a node: processes with control groups of a container of Kubernetes, a network namespace of their own,
+//! Simulated pods of a node: processes in control groups as of a Kubernetes container, each with its own network namespace,
 //! and the link by which the agent finds the pod's name.
 
 use std::{
