@@ -17,8 +17,8 @@ use super::{accelerators::RunningThread, object_ids::ObjectIds, peers::PeerInfo}
 use crate::{
     kernel::records::{Record, decode},
     sample::{
-        Connection, DatagramSocket, Detail, Epoll, Holder, Listener, Listening, Peer, Pipe, Ring,
-        Sample, State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
+        Architecture, Connection, DatagramSocket, Detail, Epoll, Holder, Listener, Listening, Peer,
+        Pipe, Ring, Sample, State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
     },
     target::{ListenerInfo, ProcessInfo},
     text::harmless,
@@ -274,6 +274,7 @@ pub(super) fn wait(record: &WaitRecord) -> Wait {
         state: state(record.state, record.flags & WAIT_ON_CPU != 0),
         io: record.flags & WAIT_IO != 0,
         syscall: (record.syscall != NO_SYSCALL && record.state != 0).then(|| Syscall {
+            architecture: Architecture::OWN,
             number: record.syscall,
             args: record.args,
             detail: detail(record),

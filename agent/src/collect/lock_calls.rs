@@ -72,7 +72,7 @@ pub(super) fn shared_mutex(wait: &Wait) -> Option<(u64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::State;
+    use crate::sample::{Architecture, State};
 
     fn wait(number: i64, args: [u64; 4], detail: Detail) -> Wait {
         Wait {
@@ -83,6 +83,7 @@ mod tests {
             state: State::Sleeping,
             io: false,
             syscall: Some(Syscall {
+                architecture: Architecture::OWN,
                 number: number as i32,
                 args,
                 detail,

@@ -82,7 +82,7 @@ use titles::Titles;
 use crate::{
     kernel::scanner::{Bare, Scanner},
     messages::Table,
-    sample::{Hidden, Sample, Scans, TargetId, Wait},
+    sample::{Architecture, Hidden, Sample, Scans, TargetId, Wait},
     target::{Discovered, Discovery, Spec},
 };
 
@@ -242,6 +242,7 @@ impl Collector {
         let mut sample = Sample {
             mono_ns: mono_ns(),
             unix_ns: unix_ns(),
+            architecture: Architecture::OWN,
             ..Sample::default()
         };
         self.scan_queues(plan, &mut sample)?;

@@ -1,7 +1,9 @@
-//! What a thread waits for, judged by the system call that it sleeps in: a table of the calls that servers wait in.
+//! What a thread waits for, judged by the system call that it sleeps in.
 //!
-//! The numbers are those of the architecture that this was built for, and samples hold those of the machine that took
-//! them. So a recording must be read on the architecture that it was taken on.
+//! A call carries the architecture of the machine that the sample was taken on. So a recording gives the same result on any
+//! machine.
+
+mod table;
 
 use crate::{
     sample::{Detail, State, Syscall, Wait},
@@ -35,94 +37,14 @@ pub(crate) enum CallClass {
     Other,
 }
 
-macro_rules! calls {
-    ($($(#[$meta:meta])* $number:ident $name:literal $does:ident,)*) => {
-        /// Name and class of a system call; `None` if no server is known to wait in it.
-        pub(crate) fn call(number: i32) -> Option<(&'static str, CallClass)> {
-            match libc::c_long::from(number) {
-                $($(#[$meta])* libc::$number => Some(($name, CallClass::$does)),)*
-                _ => None,
-            }
-        }
-    };
-}
-
-calls! {
-    SYS_accept "accept" Accept,
-    SYS_accept4 "accept4" Accept,
-    #[cfg(target_arch = "x86_64")]
-    SYS_epoll_wait "epoll_wait" Epoll,
-    SYS_epoll_pwait "epoll_pwait" Epoll,
-    SYS_epoll_pwait2 "epoll_pwait2" Epoll,
-    #[cfg(target_arch = "x86_64")]
-    SYS_poll "poll" Poll,
-    SYS_ppoll "ppoll" Poll,
-    #[cfg(target_arch = "x86_64")]
-    SYS_select "select" Poll,
-    SYS_pselect6 "pselect6" Poll,
-    SYS_futex "futex" Futex,
-    SYS_read "read" Read,
-    SYS_readv "readv" Read,
-    SYS_pread64 "pread64" Read,
-    SYS_preadv "preadv" Read,
-    SYS_preadv2 "preadv2" Read,
-    SYS_recvfrom "recvfrom" Read,
-    SYS_recvmsg "recvmsg" Read,
-    SYS_recvmmsg "recvmmsg" Read,
-    SYS_write "write" Write,
-    SYS_writev "writev" Write,
-    SYS_pwrite64 "pwrite64" Write,
-    SYS_pwritev "pwritev" Write,
-    SYS_pwritev2 "pwritev2" Write,
-    SYS_sendto "sendto" Write,
-    SYS_sendmsg "sendmsg" Write,
-    SYS_sendmmsg "sendmmsg" Write,
-    SYS_sendfile "sendfile" Write,
-    SYS_splice "splice" Write,
-    SYS_fsync "fsync" Sync,
-    SYS_fdatasync "fdatasync" Sync,
-    SYS_sync_file_range "sync_file_range" Sync,
-    SYS_msync "msync" Sync,
-    SYS_syncfs "syncfs" Sync,
-    SYS_sync "sync" Sync,
-    #[cfg(target_arch = "x86_64")]
-    SYS_open "open" Path,
-    SYS_openat "openat" Path,
-    SYS_ftruncate "ftruncate" Path,
-    SYS_fallocate "fallocate" Path,
-    SYS_getdents64 "getdents64" Path,
-    #[cfg(target_arch = "x86_64")]
-    SYS_unlink "unlink" Path,
-    SYS_unlinkat "unlinkat" Path,
-    #[cfg(target_arch = "x86_64")]
-    SYS_rename "rename" Path,
-    SYS_renameat2 "renameat2" Path,
-    SYS_newfstatat "newfstatat" Path,
-    SYS_statx "statx" Path,
-    SYS_nanosleep "nanosleep" Sleep,
-    SYS_clock_nanosleep "clock_nanosleep" Sleep,
-    SYS_wait4 "wait4" Process,
-    SYS_waitid "waitid" Process,
-    SYS_rt_sigtimedwait "rt_sigtimedwait" Process,
-    SYS_rt_sigsuspend "rt_sigsuspend" Process,
-    #[cfg(target_arch = "x86_64")]
-    SYS_pause "pause" Process,
-    SYS_connect "connect" Other,
-    SYS_flock "flock" Other,
-    SYS_fcntl "fcntl" Other,
-    SYS_io_uring_enter "io_uring_enter" Other,
-    SYS_io_getevents "io_getevents" Other,
-    SYS_msgrcv "msgrcv" Other,
-    SYS_semop "semop" Other,
-    SYS_sched_yield "sched_yield" Other,
-    SYS_madvise "madvise" Other,
-    SYS_mmap "mmap" Other,
-    SYS_munmap "munmap" Other,
-}
-
 /// Name and class of the call that a thread is in, if known.
 pub(crate) fn call_of(wait: &Wait) -> Option<(&'static str, CallClass)> {
-    call(wait.syscall.as_ref()?.number)
+    call(wait.syscall.as_ref()?)
+}
+
+/// Name and class of a system call; `None` if no server is known to wait in it.
+fn call(syscall: &Syscall) -> Option<(&'static str, CallClass)> {
+    table::call(syscall.architecture, syscall.number)
 }
 
 /// The descriptor in a call's first argument.
@@ -170,7 +92,7 @@ impl Futex {
     /// The futex that a thread waits for, if any. `is_thread` returns whether the process has a thread with this id.
     pub(crate) fn of(wait: &Wait, is_thread: impl Fn(u32) -> bool) -> Option<Self> {
         let syscall = wait.syscall.as_ref()?;
-        if !matches!(call(syscall.number), Some((_, CallClass::Futex))) {
+        if !matches!(call(syscall), Some((_, CallClass::Futex))) {
             return None;
         }
         let [address, op, expected, timeout] = syscall.args;
@@ -238,7 +160,7 @@ pub(crate) fn doing(wait: &Wait) -> String {
     let Some(syscall) = &wait.syscall else {
         return state.to_owned();
     };
-    let name = call(syscall.number).map_or_else(
+    let name = call(syscall).map_or_else(
         || format!("system call {}", syscall.number),
         |(name, _)| name.to_owned(),
     );
@@ -254,7 +176,7 @@ pub(crate) mod tests {
         super::{Kind, Model, Reading, watched::TICK},
         *,
     };
-    use crate::sample::{Sample, Scans, Target};
+    use crate::sample::{Architecture, Sample, Scans, Target};
 
     /// A thread asleep in a system call.
     pub(crate) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
@@ -266,6 +188,7 @@ pub(crate) mod tests {
             state: State::Sleeping,
             io: false,
             syscall: Some(Syscall {
+                architecture: Architecture::OWN,
                 number: number as i32,
                 args,
                 detail: Detail::None,

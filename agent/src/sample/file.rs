@@ -15,8 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conntrack, Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample,
-    TargetId, Workload,
+    Architecture, Conntrack, Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults,
+    Sample, TargetId, Workload,
 };
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
@@ -77,6 +77,12 @@ struct AppendedConntrack<Conntrack> {
     conntrack: Conntrack,
 }
 
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedArchitecture {
+    architecture: Architecture,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -125,7 +131,8 @@ impl<W: Write> Writer<W> {
             .map(|target| (target.id, &target.workload))
             .filter(|(_, workload)| **workload != Workload::default())
             .collect();
-        let has_conntrack = sample.conntrack.is_some();
+        let has_architecture = sample.architecture != Architecture::default();
+        let has_conntrack = sample.conntrack.is_some() || has_architecture;
         let has_workloads = !workloads.is_empty() || has_conntrack;
         let has_hidden = !sample.hidden.is_empty() || has_workloads;
         let has_epolls = !sample.epolls.is_empty() || has_hidden;
@@ -168,6 +175,12 @@ impl<W: Write> Writer<W> {
         if has_conntrack {
             let appended = AppendedConntrack {
                 conntrack: &sample.conntrack,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_architecture {
+            let appended = AppendedArchitecture {
+                architecture: sample.architecture,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -349,9 +362,21 @@ impl<R: Read> Reader<R> {
             }
         }
         if !rest.is_empty() {
-            let appended: AppendedConntrack<Option<Vec<Conntrack>>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            type Next = AppendedConntrack<Option<Vec<Conntrack>>>;
+            let decoded = postcard::take_from_bytes::<Next>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.conntrack = appended.conntrack;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedArchitecture =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.architecture = appended.architecture;
+            for wait in sample.waits.iter_mut().chain(&mut sample.profile) {
+                if let Some(syscall) = &mut wait.syscall {
+                    syscall.architecture = appended.architecture;
+                }
+            }
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -417,7 +442,10 @@ impl<R: Read> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{Accelerator, HiddenFact, LockHolder, NamedBy, Owner, SharedLock, Target};
+    use crate::sample::{
+        Accelerator, Detail, HiddenFact, LockHolder, NamedBy, Owner, SharedLock, State, Syscall,
+        Target, Wait,
+    };
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -602,6 +630,44 @@ mod tests {
         let mut reader = Reader::new(bytes.as_slice()).unwrap();
         for expected in samples {
             assert_eq!(reader.next_sample().unwrap(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn system_calls_are_read_back_with_the_architecture_that_numbers_them() {
+        let sample = |architecture| {
+            let wait = Wait {
+                tgid: 7,
+                tid: 7,
+                own_tid: 7,
+                comm: String::new(),
+                state: State::Sleeping,
+                io: false,
+                syscall: Some(Syscall {
+                    architecture,
+                    number: 98,
+                    args: [0; 4],
+                    detail: Detail::None,
+                }),
+                voluntary: 0,
+                involuntary: 0,
+                cpu_ns: 0,
+                run_delay_ns: 0,
+            };
+            Sample {
+                waits: vec![wait.clone()],
+                profile: vec![wait],
+                architecture,
+                ..Sample::default()
+            }
+        };
+        for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+            let mut bytes = Vec::new();
+            let mut writer = Writer::new(&mut bytes).unwrap();
+            writer.add(&sample(architecture)).unwrap();
+            writer.flush().unwrap();
+            let mut reader = Reader::new(bytes.as_slice()).unwrap();
+            assert_eq!(reader.next_sample().unwrap(), Some(sample(architecture)));
         }
     }
 

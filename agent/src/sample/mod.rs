@@ -6,6 +6,7 @@
 
 mod accelerators;
 pub mod anonymize;
+mod architecture;
 mod conntrack;
 pub mod cut;
 pub mod file;
@@ -18,6 +19,7 @@ mod threads;
 mod workload;
 
 pub use accelerators::{Accelerator, OnAccelerator};
+pub use architecture::Architecture;
 pub use conntrack::Conntrack;
 pub use host::{
     Cgroup, CpuUser, Hidden, HiddenFact, Holder, IoLimit, Listening, Machine, Network, Peer,
@@ -112,6 +114,9 @@ pub struct Sample {
     /// What the agent cannot see from where it runs; in samples with the scan `system`. Recorded likewise.
     #[serde(skip)]
     pub hidden: Vec<Hidden>,
+    /// Of the machine that the sample was taken on, as in each [`Syscall`]. Recorded likewise, unless it is x86-64.
+    #[serde(skip)]
+    pub architecture: Architecture,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

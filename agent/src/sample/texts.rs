@@ -68,6 +68,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         refaults,
         epolls: _,
         hidden,
+        architecture: _,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);

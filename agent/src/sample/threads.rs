@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Architecture;
+
 /// A thread of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thread {
@@ -48,8 +50,7 @@ pub struct Wait {
     pub state: State,
     /// Waiting for a disk according to the kernel (`in_iowait`).
     pub io: bool,
-    /// The system call that it is in, numbered as on this architecture, with its first arguments. `None` while it runs, or
-    /// if this kernel does not report it.
+    /// The system call that it is in, with its first arguments. `None` while it runs, or if this kernel does not report it.
     pub syscall: Option<Syscall>,
     /// Voluntary and involuntary context switches since its start.
     pub voluntary: u64,
@@ -62,6 +63,9 @@ pub struct Wait {
 /// A system call that a thread is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Syscall {
+    /// The architecture that numbers it. Recordings store it once for each sample.
+    #[serde(skip)]
+    pub architecture: Architecture,
     pub number: i32,
     pub args: [u64; 4],
     /// What its arguments point to, if that shows what the thread waits for.

@@ -53,9 +53,9 @@ const ARGUED: &[(&str, &str, &str)] = &[
         "the traits Read and Write: whoever opens the file passes it in",
     ),
     (
-        "queue/syscalls.rs",
+        "queue/syscalls/table.rs",
         "libc",
-        "the numbers of system calls, which are constants",
+        "constants, which the build compares the table with",
     ),
 ];
 

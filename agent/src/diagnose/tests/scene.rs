@@ -12,8 +12,8 @@ use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
     queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
     sample::{
-        Connection, DatagramSocket, Detail, Holder, Listener, Peer, Pipe, Sample, Scans, State,
-        Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
+        Architecture, Connection, DatagramSocket, Detail, Holder, Listener, Peer, Pipe, Sample,
+        Scans, State, Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
     },
 };
 
@@ -74,6 +74,7 @@ impl Wait {
     /// Asleep in a system call with these arguments; the first is a descriptor or an address.
     pub(super) fn call(mut self, number: libc::c_long, args: [u64; 4]) -> Self {
         self.syscall = Some(Syscall {
+            architecture: Architecture::OWN,
             number: number as i32,
             args,
             detail: Detail::None,

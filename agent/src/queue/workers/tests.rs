@@ -5,7 +5,7 @@ use super::super::{
 };
 use super::pool_name;
 use crate::sample::{
-    Connection, Detail, Listener, Sample, Scans, State, Syscall, Target, Thread, Wait,
+    Architecture, Connection, Detail, Listener, Sample, Scans, State, Syscall, Target, Thread, Wait,
 };
 
 fn connection(fd: u32, port: u16) -> Connection {
@@ -86,6 +86,7 @@ fn the_threads_of_a_pool_are_counted_by_activity() {
     let polls = |fd: i32| {
         let mut wait = asleep(18, libc::SYS_ppoll, [0; 4]);
         wait.syscall = Some(Syscall {
+            architecture: Architecture::OWN,
             number: libc::SYS_ppoll as i32,
             args: [0; 4],
             detail: Detail::Poll(vec![(fd, 1)]),
