@@ -137,7 +137,9 @@ impl HeldPipe<'_> {
         targets: &Targets,
     ) -> (Reading, Known) {
         let Pipe { head, tail, .. } = *self.pipe;
+        // They are not read at one instant. If the tail has passed the head in between, the pipe is empty.
         let depth = advance(tail, head);
+        let depth = if depth < 1 << 31 { depth } else { 0 };
         let limit = u64::from(self.pipe.limit);
         let arrivals = before.map(|before| advance(before.head, head));
         let departures = before.map(|before| advance(before.tail, tail));
@@ -318,6 +320,16 @@ mod tests {
         assert_eq!((reading.depth, reading.oldest_age_ns), (3, Some(TICK)));
         let worst = "write end at process 12 fd 1; nobody reads";
         assert_eq!(reading.worst.as_deref(), Some(worst));
+    }
+
+    #[test]
+    fn a_tail_read_after_it_passed_the_head_is_an_empty_pipe() {
+        let passed = Pipe {
+            tail: 4,
+            ..end(false, 3, 0)
+        };
+        let reading = Watched::default().scan_one(Kind::Pipe, sample(vec![passed]));
+        assert_eq!(reading.depth, 0);
     }
 
     #[test]
