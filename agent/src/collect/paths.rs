@@ -279,7 +279,7 @@ pub(super) mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::sample::Syscall;
+    use crate::sample::{Architecture, Syscall};
 
     pub(in crate::collect) fn wait(state: State, number: i64, fd: u64) -> Wait {
         Wait {
@@ -291,6 +291,7 @@ pub(super) mod tests {
             io: false,
             syscall: Some(Syscall {
                 number: number as i32,
+                architecture: Architecture::default(),
                 args: [fd, 0, 0, 0],
                 detail: Detail::None,
             }),

@@ -20,6 +20,9 @@ const RECURRING: usize = 3;
 /// it happens to take none is e⁻¹⁰ (Poisson).
 const MIN_ARRIVED: u64 = 10;
 
+/// A turn of an event loop is a stall from this duration on, ns.
+const MIN_TURN_NS: u64 = 100_000_000;
+
 /// Maximum number of stalls kept. The [`RECURRING`] longest decide, so beyond this the shortest is dropped.
 const MAX_KEPT: usize = 16;
 
@@ -51,6 +54,24 @@ impl Stalls {
             let is_known = reading.departures.is_some();
             self.began = is_known.then_some((now_ns, reading.depth));
         }
+        self.settle(now_ns)
+    }
+
+    /// Adds a reading of an event loop. Nothing that is ready is handled before a turn ends, so a long turn is a stall, whatever
+    /// arrives meanwhile. Returns as [`Self::add`].
+    pub(super) fn add_turn(&mut self, now_ns: u64, reading: &Reading) -> u64 {
+        let age_ns = reading.oldest_age_ns.unwrap_or(0);
+        if age_ns < self.current_ns.unwrap_or(0) {
+            self.end(now_ns);
+        }
+        if age_ns >= MIN_TURN_NS {
+            self.current_ns = Some(age_ns);
+        }
+        self.settle(now_ns)
+    }
+
+    /// Forgets what is too long ago. Returns how long each recurring stall lasted at least, ns.
+    fn settle(&mut self, now_ns: u64) -> u64 {
         while let Some((ended_ns, _)) = self.ended.front()
             && now_ns.saturating_sub(*ended_ns) > SPAN_NS
         {
@@ -128,6 +149,25 @@ mod tests {
         readings.push(reading(5, depth + 9 * per_tick - 5));
         readings.extend(vec![reading(0, per_tick); rest]);
         readings
+    }
+
+    #[test]
+    fn long_turns_of_an_event_loop_recur_whatever_arrives() {
+        // Turns of 700 ms, and the same but each once in 5 s.
+        for (rest, expected) in [(0, 600), (43, 0)] {
+            let mut stalls = Stalls::default();
+            let mut last = 0;
+            for tick in 0..200 {
+                let in_turn = Some(tick % (7 + rest)).filter(|tick| *tick < 7);
+                let reading = Reading {
+                    depth: 8,
+                    oldest_age_ns: in_turn.map(|ticks| ticks * TICK_NS),
+                    ..Reading::default()
+                };
+                last = stalls.add_turn((tick + 1) * TICK_NS, &reading) / MS;
+            }
+            assert_eq!(last, expected, "{rest}");
+        }
     }
 
     #[test]

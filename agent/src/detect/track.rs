@@ -162,7 +162,7 @@ impl Track {
     }
 
     /// The largest of: the standing delay relative to its target; the fill ratio, for a kind whose limit is a cliff; the time of
-    /// recurring stalls relative to the shortest window, for an accept queue; 1, if work was lost.
+    /// recurring stalls relative to the shortest window, for an accept queue, or to half of it, for an event loop; 1, if work was lost.
     fn score(
         &mut self,
         reading: &Reading,
@@ -190,6 +190,10 @@ impl Track {
                 0.0
             }
             Kind::Accept => self.stalls.add(now_ns, reading) as f64 / settings.window_ns as f64,
+            // A client may have to wait for a turn at each of its requests.
+            Kind::Eventloop => {
+                self.stalls.add_turn(now_ns, reading) as f64 / (settings.window_ns / 2) as f64
+            }
             _ => 0.0,
         };
         let has_lost = reading.losses > 0;
