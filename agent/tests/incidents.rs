@@ -101,7 +101,6 @@ incidents! {
     redis_blocked "redis-blocked" Some(Planted {
         // The service that calls Redis has eight workers, and all of them wait.
         elsewhere: &[UndersizedLimit],
-        recover_later: &[Eventloop],
         ..planted(EventLoopBlocked, &[Recv, Eventloop], "redis-server (12816)")
     }),
     pool_exhausted "pool-exhausted" Some(Planted {
@@ -160,10 +159,7 @@ incidents! {
     // The same with a pool that is large enough: a queue that neither grows nor shrinks may be slow by design.
     llm_slow_provider_standing "llm-slow-provider-standing" None,
     iot_gridlock "iot-gridlock" Some(planted(DownstreamSlow, &[Recv], "postgres (7508)")),
-    fsync "fsync" Some(Planted {
-        recover_later: &[Eventloop],
-        ..planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")
-    }),
+    fsync "fsync" Some(planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")),
     link_limited "link-limited" Some(planted(NetworkLimited, &[Send], "(7998)")),
     small_backlog "small-backlog" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
     files_exhausted "files-exhausted" Some(planted(FdExhausted, &[Fd, Accept], "RLIMIT_NOFILE of 120")),

@@ -68,9 +68,9 @@ pub(super) struct Focus {
     /// Focuses all targets, whatever the state of their queues.
     all: bool,
     targets: FocusedTargets,
-    /// Targets that are in an incident, and when the last of these began, ns.
+    /// Targets that are in an incident, and when it began, ns.
     in_incident: FocusedTargets,
-    begun_ns: Option<u64>,
+    begun_ns: BTreeMap<TargetId, u64>,
     /// tgids in the focus scope.
     scope: FxHashSet<u32>,
 }
@@ -81,7 +81,7 @@ impl Default for Focus {
             all: false,
             targets: FocusedTargets::new(FOCUS_RETENTION_NS),
             in_incident: FocusedTargets::new(SAME_INCIDENT_NS),
-            begun_ns: None,
+            begun_ns: BTreeMap::new(),
             scope: FxHashSet::default(),
         }
     }
@@ -100,9 +100,12 @@ impl Focus {
         unhealthy: &BTreeSet<TargetId>,
         targets: &[Target],
     ) {
-        if self.in_incident.update(now_ns, unhealthy.iter().copied()) {
-            self.begun_ns = Some(now_ns);
-        }
+        let new = unhealthy
+            .iter()
+            .filter(|id| !self.in_incident.contains(**id));
+        self.begun_ns.extend(new.map(|id| (*id, now_ns)));
+        self.in_incident.update(now_ns, unhealthy.iter().copied());
+        self.begun_ns.retain(|id, _| self.in_incident.contains(*id));
         let all = targets
             .iter()
             .filter(|target| self.all && !target.is_neighbour);
@@ -124,12 +127,11 @@ impl Focus {
         self.scope.extend(tgids);
     }
 
-    /// Whether a target became unhealthy a short time ago.
+    /// Whether a focused target became unhealthy a short time ago.
     pub(super) fn is_incident_new(&self, now_ns: u64) -> bool {
-        self.has_targets()
-            && self
-                .begun_ns
-                .is_some_and(|begun_ns| now_ns < begun_ns.saturating_add(BEGINNING_NS))
+        self.begun_ns.iter().any(|(target, begun_ns)| {
+            self.targets.contains(*target) && now_ns < begun_ns.saturating_add(BEGINNING_NS)
+        })
     }
 
     /// Whether any target is focused.
@@ -192,5 +194,25 @@ mod tests {
         assert_eq!(focus.scope(), &[10, 30].into_iter().collect());
         focus.update_scope(&targets, &[20].into());
         assert_eq!(focus.scope(), &[10, 20, 30].into_iter().collect());
+    }
+
+    #[test]
+    fn an_incident_is_new_for_half_a_minute_while_its_own_target_is_focused() {
+        let second = 1_000 * MS;
+        let mut focus = Focus::default();
+        let mut at = |seconds: u64, unhealthy: &[TargetId]| {
+            let now_ns = seconds * second;
+            focus.set_focused(now_ns, &unhealthy.iter().copied().collect(), &[]);
+            focus.is_incident_new(now_ns)
+        };
+        assert!(at(0, &[1]));
+        // A chronic fault.
+        for seconds in 1..100 {
+            assert_eq!(at(seconds, &[1]), seconds < 30, "{seconds}");
+        }
+        // A first sign in another service, gone a second later.
+        assert!(at(100, &[1, 2]));
+        assert!(!at(102, &[1]));
+        assert!(!at(140, &[1, 2]), "the same incident");
     }
 }

@@ -250,21 +250,26 @@ impl Schedule {
         self.allocation.set_focused(focused);
     }
 
-    /// Whether an incident has just begun: CPU time that was saved is spent. Scans that were postponed are made now.
+    /// Whether an incident has just begun: CPU time that was saved is spent. Scans that are late by the
+    /// intervals that this allows are made now.
     pub fn set_spending(&mut self, spends: bool, now_ns: u64) {
         let begins = spends && !self.spends;
         self.spends = spends;
+        let before = self.allocation.intervals_ns();
         self.allocation.set_spending(spends);
-        if begins {
-            let allocation = &self.allocation;
-            for (due_ns, interval_ns) in [
-                (&mut self.base_due_ns, allocation.base_interval_ns()),
-                (&mut self.files_due_ns, allocation.files_interval_ns()),
-                (&mut self.threads_due_ns, allocation.threads_interval_ns()),
-                (&mut self.profile_due_ns, allocation.profile_interval_ns()),
-            ] {
-                *due_ns = (*due_ns).min(now_ns.saturating_add(interval_ns));
-            }
+        if !begins {
+            return;
+        }
+        let due = [
+            &mut self.base_due_ns,
+            &mut self.files_due_ns,
+            &mut self.threads_due_ns,
+            &mut self.profile_due_ns,
+        ];
+        let intervals = before.into_iter().zip(self.allocation.intervals_ns());
+        for (due_ns, (before_ns, interval_ns)) in due.into_iter().zip(intervals) {
+            let last_ns = due_ns.saturating_sub(before_ns);
+            *due_ns = (*due_ns).min((last_ns + interval_ns).max(now_ns));
         }
     }
 

@@ -4,13 +4,14 @@
 //! the usual case: each pause is short, but together they make the slowest requests slow.
 //!
 //! A pause counts as a stall only if the queue grew during it by more items than the service has threads. Otherwise it may be a
-//! burst of arrivals before the pause, or workers that happen to finish at the same time.
+//! burst of arrivals before the pause, or workers that happen to finish at the same time. Of an event loop, each long turn is a
+//! stall if anything is ready meanwhile.
 
 use std::collections::VecDeque;
 
 use crate::queue::Reading;
 
-/// Only stalls that ended within this time count, ns. A diagnosis observes for 10 s by default.
+/// Only stalls that began and ended within this time count, ns. A diagnosis observes for 10 s by default.
 const SPAN_NS: u64 = 10_000_000_000;
 
 /// Minimum number of stalls within [`SPAN_NS`] that count as recurring: two may be a coincidence.
@@ -22,6 +23,9 @@ const MIN_ARRIVED: u64 = 10;
 
 /// A turn of an event loop is a stall from this duration on, ns.
 const MIN_TURN_NS: u64 = 100_000_000;
+
+/// Long turns recur only if the first ended so long ago, ns: three in a row are one piece of work.
+const MIN_SPREAD_NS: u64 = 3_000_000_000;
 
 /// Maximum number of stalls kept. The [`RECURRING`] longest decide, so beyond this the shortest is dropped.
 const MAX_KEPT: usize = 16;
@@ -36,6 +40,8 @@ pub(super) struct Stalls {
     began: Option<(u64, u64)>,
     /// Duration of the current stall, ns, if it counts.
     current_ns: Option<u64>,
+    /// Something was ready during the current turn of an event loop.
+    had_ready: bool,
     /// End and duration of each stall, ns, the oldest first.
     ended: VecDeque<(u64, u64)>,
 }
@@ -57,23 +63,38 @@ impl Stalls {
         self.settle(now_ns)
     }
 
-    /// Adds a reading of an event loop. Nothing that is ready is handled before a turn ends, so a long turn is a stall, whatever
-    /// arrives meanwhile. Returns as [`Self::add`].
+    /// Adds a reading of an event loop. Nothing that is ready is handled before a turn ends, so a long turn is a stall if anything
+    /// is ready meanwhile. Returns as [`Self::add`], and 0 until the stalls spread over [`MIN_SPREAD_NS`].
     pub(super) fn add_turn(&mut self, now_ns: u64, reading: &Reading) -> u64 {
-        let age_ns = reading.oldest_age_ns.unwrap_or(0);
-        if age_ns < self.current_ns.unwrap_or(0) {
+        let has_slept = reading.departures.is_none_or(|turns| turns > 0);
+        if has_slept || reading.oldest_age_ns.is_none() {
             self.end(now_ns);
+            self.had_ready = false;
         }
-        if age_ns >= MIN_TURN_NS {
-            self.current_ns = Some(age_ns);
+        // Not known before Linux 5.17.
+        self.had_ready |= reading.extra("ready").is_none_or(|ready| ready > 0.0);
+        let age_ns = reading.oldest_age_ns.unwrap_or(0);
+        if age_ns >= MIN_TURN_NS && self.had_ready {
+            self.current_ns = self.current_ns.max(Some(age_ns));
         }
-        self.settle(now_ns)
+        let recurring_ns = self.settle(now_ns);
+        let mut ends = self.ended.iter().map(|(ended_ns, _)| *ended_ns);
+        let last_ns = ends.clone().chain(self.current_ns.map(|_| now_ns)).last();
+        let spread_ns = ends
+            .next()
+            .zip(last_ns)
+            .map_or(0, |(first, last)| last - first);
+        if spread_ns >= MIN_SPREAD_NS {
+            recurring_ns
+        } else {
+            0
+        }
     }
 
     /// Forgets what is too long ago. Returns how long each recurring stall lasted at least, ns.
     fn settle(&mut self, now_ns: u64) -> u64 {
-        while let Some((ended_ns, _)) = self.ended.front()
-            && now_ns.saturating_sub(*ended_ns) > SPAN_NS
+        while let Some((ended_ns, duration_ns)) = self.ended.front()
+            && now_ns.saturating_sub(ended_ns.saturating_sub(*duration_ns)) > SPAN_NS
         {
             self.ended.pop_front();
         }
@@ -151,23 +172,34 @@ mod tests {
         readings
     }
 
-    #[test]
-    fn long_turns_of_an_event_loop_recur_whatever_arrives() {
-        // Turns of 700 ms, and the same but each once in 5 s.
-        for (rest, expected) in [(0, 600), (43, 0)] {
-            let mut stalls = Stalls::default();
-            let mut last = 0;
-            for tick in 0..200 {
-                let in_turn = Some(tick % (7 + rest)).filter(|tick| *tick < 7);
-                let reading = Reading {
-                    depth: 8,
-                    oldest_age_ns: in_turn.map(|ticks| ticks * TICK_NS),
-                    ..Reading::default()
-                };
-                last = stalls.add_turn((tick + 1) * TICK_NS, &reading) / MS;
+    /// The longest that recurs while turns of this many ticks of 100 ms follow each other, with so many ticks of rest.
+    fn recurring_turns_ms(ticks: u64, rest: u64, of: u64, ready: f64) -> u64 {
+        let mut stalls = Stalls::default();
+        let reading = |tick: u64| {
+            let place = tick % (ticks + rest);
+            let in_turn = place < ticks && tick < of * (ticks + rest);
+            Reading {
+                depth: 8,
+                oldest_age_ns: in_turn.then_some(place * TICK_NS),
+                departures: Some(u64::from(place == 0)),
+                extra: vec![("ready", ready)],
+                ..Reading::default()
             }
-            assert_eq!(last, expected, "{rest}");
-        }
+        };
+        let recurring = (0..400).map(|tick| stalls.add_turn((tick + 1) * TICK_NS, &reading(tick)));
+        recurring.max().unwrap() / MS
+    }
+
+    #[test]
+    fn long_turns_of_an_event_loop_recur_if_something_is_ready_meanwhile() {
+        assert_eq!(recurring_turns_ms(7, 0, 50, 8.0), 600);
+        assert_eq!(recurring_turns_ms(7, 13, 50, 1.0), 600);
+        assert!(
+            recurring_turns_ms(7, 43, 50, 8.0) < 200,
+            "once in five seconds"
+        );
+        assert_eq!(recurring_turns_ms(7, 1, 3, 8.0), 0, "three in a row");
+        assert_eq!(recurring_turns_ms(7, 13, 50, 0.0), 0, "nobody waits");
     }
 
     #[test]

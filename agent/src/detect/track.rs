@@ -182,18 +182,20 @@ impl Track {
             (0.0, 0.0)
         };
         let by_standing = standing / scale;
-        // Other kinds may be read in batches: nothing is taken from them for a while, by design.
         let by_stalls = match self.kind {
             // Stalls only count while the queue drains between them.
-            Kind::Accept if by_standing >= settings.warn => {
+            Kind::Accept | Kind::Eventloop if by_standing >= settings.warn => {
                 self.stalls = Stalls::default();
                 0.0
             }
             Kind::Accept => self.stalls.add(now_ns, reading) as f64 / settings.window_ns as f64,
             // A client may have to wait for a turn at each of its requests.
             Kind::Eventloop => {
-                self.stalls.add_turn(now_ns, reading) as f64 / (settings.window_ns / 2) as f64
+                let acceptable_ns = settings.target_delay_ns.map_or(0.0, |_| scale);
+                let stalled_ns = self.stalls.add_turn(now_ns, reading) as f64;
+                stalled_ns / acceptable_ns.max(settings.window_ns as f64 / 2.0)
             }
+            // They may be read in batches: nothing is taken from them for a while, by design.
             _ => 0.0,
         };
         let has_lost = reading.losses > 0;

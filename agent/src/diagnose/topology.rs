@@ -572,7 +572,8 @@ impl Topology {
     }
 
     /// A connection tracking table that the packets of this connection request pass, and that was full since the request was
-    /// first sent, `age_ns` ago: it is sent again only after seconds, when there may be room.
+    /// first sent, `age_ns` ago: it is sent again only after seconds, when there may be room. A table that filled and emptied
+    /// between two searches is missed.
     pub(super) fn full_conntrack(&self, link: &Link, age_ns: u64) -> Option<&Conntrack> {
         // Connections within a container's own namespace do not pass the host.
         let leaves = !link.remote.ip().to_canonical().is_loopback();

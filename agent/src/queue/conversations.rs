@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Hidden, Kind, PendingRequest, Previous, Sink, Source, Targets,
+    AcceptedCount, Hidden, Kind, NewConnections, PendingRequest, Previous, Sink, Source, Targets,
     downstream::{self, LocalListeners},
     endpoint::{Endpoint, Groups, state},
     inflight,
@@ -71,8 +71,12 @@ pub(super) struct Group {
     pub(super) response_size: ResponseSize,
     /// Accepted connections that no scan has seen. Negative if a connection was seen before it was counted as accepted.
     unseen: i64,
-    /// The same for the whole network namespace, where the number of this service is unknown.
+    /// The same for the whole network namespace.
     unseen_in_namespace: i64,
+    /// Since the last scan of all connections: the number of accepted ones is unknown; the service was not idle while connections
+    /// were accepted in the namespace.
+    is_unknown: bool,
+    may_have_served: bool,
     /// Time of the last scan of all connections.
     scanned_ns: Option<u64>,
     /// The highest number of simultaneously unanswered requests.
@@ -262,12 +266,14 @@ impl Conversations {
     /// Counts connections that were opened and closed between two scans. Each is counted as one answered request: it may have
     /// carried more, or none (a TCP health check).
     fn count_unseen(&mut self, previous: &Previous) {
+        // Several ports of a target share the count of their namespace: it is given to the first.
+        let mut counted = None;
         for ((target, netns, port), accepted) in &previous.accepted {
             let endpoint = Endpoint::Served(*port);
-            let may_have_served = accepted.count.is_none()
-                && accepted.in_namespace > 0
-                && previous.working.contains(target);
-            let serves = accepted.count.is_some_and(|count| count > 0) || may_have_served;
+            let is_first = counted.replace((*target, *netns)) != Some((*target, *netns));
+            let may_have_served =
+                is_first && accepted.in_namespace > 0 && previous.working.contains(target);
+            let serves = accepted.count.map_or(may_have_served, |count| count > 0);
             // A service that accepts connections gets a queue even if all of them are too short for the scans to see.
             if !serves && !self.groups.has(*target, endpoint) {
                 continue;
@@ -275,22 +281,7 @@ impl Conversations {
             let slot = self.groups.slot(*target, endpoint);
             let group = self.groups.at(slot);
             group.netns = *netns;
-            let Some(count) = accepted.count else {
-                group.count_unseen_in_namespace(accepted.in_namespace, may_have_served, previous);
-                continue;
-            };
-            group.unseen = group.unseen.saturating_add_unsigned(count);
-            // Subtract the connections that still exist. They are known only after a scan of all.
-            let Some(new) = &previous.new else { continue };
-            let seen = new.get(&(*netns, *port)).copied().unwrap_or(0);
-            group.unseen = group.unseen.saturating_sub_unsigned(seen);
-            if let Ok(unseen @ 1..) = u64::try_from(group.unseen) {
-                group.unseen = 0;
-                group.since.begun = group.since.begun.saturating_add(unseen);
-                group.since.answered = group.since.answered.saturating_add(unseen);
-                group.since.responses = group.since.responses.saturating_add(unseen);
-                group.since.at_least = true;
-            }
+            group.count_unseen(*port, *accepted, may_have_served, previous.new.as_ref());
         }
     }
 
@@ -367,27 +358,53 @@ impl Conversations {
     }
 }
 
+/// Subtracts the connections that a scan has seen from a balance; returns what remains, and takes it. A connection may be seen one
+/// sample before it is counted: only so many are carried over.
+fn take_unseen(balance: &mut i64, seen: u64) -> u64 {
+    let unseen = balance.saturating_sub_unsigned(seen);
+    let owed = i64::try_from(seen).unwrap_or(i64::MAX);
+    *balance = unseen.clamp(-owed, 0);
+    u64::try_from(unseen).unwrap_or(0)
+}
+
 impl Group {
-    /// Counts the connections that were accepted somewhere in the network namespace, and that no scan has seen. They may be this
-    /// service's if it `may_have_served` any.
-    fn count_unseen_in_namespace(
+    /// Adds the connections that were accepted, and at a scan of all subtracts those that are `new`, and so were seen.
+    fn count_unseen(
         &mut self,
-        accepted: u64,
+        port: u16,
+        accepted: AcceptedCount,
         may_have_served: bool,
-        previous: &Previous,
+        new: Option<&NewConnections>,
     ) {
-        self.since.unknown_connections = true;
-        if may_have_served {
-            let unseen = self.unseen_in_namespace;
-            self.unseen_in_namespace = unseen.saturating_add_unsigned(accepted);
+        // If one of the numbers since the last scan is unknown, the sum is unknown.
+        self.since.unknown_connections |= accepted.count.is_none();
+        self.is_unknown |= accepted.count.is_none();
+        self.may_have_served |= may_have_served;
+        self.unseen = self
+            .unseen
+            .saturating_add_unsigned(accepted.count.unwrap_or(0));
+        let in_namespace = self.unseen_in_namespace;
+        self.unseen_in_namespace = in_namespace.saturating_add_unsigned(accepted.in_namespace);
+        // The connections that still exist are known only after a scan of all.
+        let Some(new) = new else { return };
+        let seen = new.get(&(self.netns, port)).copied().unwrap_or(0);
+        let unseen = take_unseen(&mut self.unseen, seen);
+        let all = new.iter().filter(|((netns, _), _)| *netns == self.netns);
+        let seen = all.map(|(_, count)| count).sum();
+        let in_namespace = take_unseen(&mut self.unseen_in_namespace, seen);
+        let may_have_served = std::mem::take(&mut self.may_have_served);
+        if std::mem::take(&mut self.is_unknown) {
+            self.unseen = 0;
+            if may_have_served {
+                let sum = self.since.unseen_at_most.saturating_add(in_namespace);
+                self.since.unseen_at_most = sum;
+            }
+        } else if unseen > 0 {
+            self.since.begun = self.since.begun.saturating_add(unseen);
+            self.since.answered = self.since.answered.saturating_add(unseen);
+            self.since.responses = self.since.responses.saturating_add(unseen);
+            self.since.at_least = true;
         }
-        let Some(new) = &previous.new else { return };
-        let new = new.iter().filter(|((netns, _), _)| *netns == self.netns);
-        let seen = new.map(|(_, count)| count).sum();
-        let unseen = self.unseen_in_namespace.saturating_sub_unsigned(seen);
-        self.unseen_in_namespace = unseen.min(0);
-        let more = u64::try_from(unseen).unwrap_or(0);
-        self.since.unseen_at_most = self.since.unseen_at_most.saturating_add(more);
     }
 
     /// Counts one connection. At a scan of all it is added; otherwise it replaces its own earlier status.

@@ -89,6 +89,8 @@ struct Known {
     seen_ns: u64,
     /// Start of the current turn.
     since_ns: u64,
+    /// It waited for events at the last sample, or did nothing.
+    waited: bool,
     turns: Turns,
     busy_ns: u64,
     /// The descriptor that it last waited on in epoll_wait.
@@ -358,6 +360,7 @@ impl Known {
             voluntary: wait.voluntary,
             seen_ns: now_ns,
             since_ns: now_ns,
+            waited: false,
             turns: Turns::default(),
             busy_ns,
             epoll: None,
@@ -376,16 +379,20 @@ impl Known {
         let ended = matches!(state, TurnState::Waiting | TurnState::Parked)
             || voluntary > 0
             || (state == TurnState::Computing && moved);
+        let worked_ns = busy_ns.saturating_sub(known.busy_ns);
         if ended {
             known.since_ns = now_ns;
+        } else if known.waited && state == TurnState::Computing {
+            // It woke up since, and has not slept again: the turn is as old as what it has computed, or waited for a CPU.
+            known.since_ns = now_ns.saturating_sub(worked_ns.min(elapsed_ns));
         }
+        known.waited = matches!(state, TurnState::Waiting | TurnState::Parked);
         // A thread that is blocked at a sample counts as blocked for the whole interval before it.
         let blocked_ns = if state == TurnState::Blocked {
             elapsed_ns
         } else {
             0
         };
-        let worked_ns = busy_ns.saturating_sub(known.busy_ns);
         let in_turns_ns = worked_ns.saturating_add(blocked_ns);
         known.turns.add(in_turns_ns, voluntary);
         known.voluntary = wait.voluntary;

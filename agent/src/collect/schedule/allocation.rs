@@ -104,6 +104,16 @@ impl Allocation {
         self.governor.set_spending(spends);
     }
 
+    /// Time between base samples, and between scans over files, over threads, and profiles in them, ns.
+    pub(super) fn intervals_ns(&self) -> [u64; 4] {
+        [
+            self.base_interval_ns(),
+            self.files_interval_ns(),
+            self.threads_interval_ns(),
+            self.profile_interval_ns(),
+        ]
+    }
+
     /// The intervals apart from any incident.
     pub(super) fn without_savings(&self) -> Self {
         let mut usual = self.clone();

@@ -358,11 +358,14 @@ fn scans_that_were_postponed_are_made_when_an_incident_begins() {
         }
         scans
     };
-    let healthy = sample(&mut schedule, 60 * SECOND);
+    let healthy = sample(&mut schedule, 56 * SECOND);
     let last = *healthy.last().unwrap();
     schedule.set_focused(true);
-    schedule.set_spending(true, 60 * SECOND);
+    schedule.set_spending(true, 56 * SECOND);
     let next = *sample(&mut schedule, 90 * SECOND).first().unwrap();
     assert!(healthy.len() < 12, "{healthy:?}");
-    assert!(next - last.max(60 * SECOND) < 2 * SECOND, "{last} {next}");
+    assert!(
+        next - last >= SECOND && next <= 56_200 * MS,
+        "{last} {next}"
+    );
 }

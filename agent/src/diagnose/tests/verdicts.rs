@@ -558,6 +558,13 @@ fn a_backlog_that_overflows_while_workers_are_idle_is_too_small() {
     let verdict = scene.verdict(&bursts());
     assert_eq!(verdict.cause, Cause::UndersizedLimit);
     assert_eq!(culprit(&verdict).2, "a backlog of 8");
+    let fewer_get_in = Episode {
+        driven_by: DrivenBy::Consumer,
+        empty_share: 0.95,
+        ..bursts()
+    };
+    let verdict = scene.verdict(&fewer_get_in);
+    assert_eq!(verdict.cause, Cause::UndersizedLimit);
 }
 
 #[test]

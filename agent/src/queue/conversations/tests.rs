@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     queue::{Model, Reading, watched},
-    sample::{Listener, Listening, Network, Scans, Target},
+    sample::{Listener, Listening, Network, Scans, Target, Thread},
 };
 
 const MS: u64 = 1_000_000;
@@ -20,6 +20,10 @@ struct World {
     started: bool,
     /// Connections accepted so far, as the kernel counts them.
     passive_opens: u64,
+    /// Listeners of others in the namespace.
+    others: u32,
+    /// CPU time of the service so far, ns.
+    cpu_ns: u64,
 }
 
 fn established(cookie: u64, local: &str, remote: &str) -> Connection {
@@ -129,8 +133,18 @@ impl World {
             scans: Scans {
                 files,
                 focused_sockets: !files,
+                threads: true,
                 ..Scans::default()
             },
+            threads: vec![Thread {
+                tgid: 7,
+                tid: 7,
+                runnable: false,
+                on_cpu: false,
+                run_delay_ns: 0,
+                dispatches: 0,
+                cpu_ns: self.cpu_ns,
+            }],
             listeners: vec![Listener {
                 cookie: 99,
                 tgid: 7,
@@ -146,6 +160,7 @@ impl World {
             networks: vec![Network {
                 netns: 1,
                 passive_opens: self.passive_opens,
+                others: self.others,
                 ..Network::default()
             }],
             listening: first.then(|| {
@@ -354,4 +369,87 @@ fn the_size_of_responses_is_known_if_they_are_alike_and_counted() {
         None,
         "segments are not counted"
     );
+}
+
+/// A world with listeners of others, after a second in which per sample so many connections came and went, and the service
+/// computed.
+fn beside_others(opens: u64, cpu_ns: u64) -> World {
+    let mut world = World::new([served(1)]);
+    world.others = 1;
+    for _ in 0..10 {
+        world.passive_opens += opens;
+        world.cpu_ns += cpu_ns;
+        world.scan();
+    }
+    world
+}
+
+#[test]
+fn beside_others_unseen_connections_may_be_of_a_service_that_computes() {
+    let unseen = |world: &World| world.reading(Kind::Inflight).unseen_at_most;
+    assert_eq!(unseen(&beside_others(6, MS)), 6);
+    assert_eq!(unseen(&beside_others(6, 0)), 0, "an idle service");
+    assert_eq!(unseen(&beside_others(0, MS)), 0, "nothing was accepted");
+    let mut world = beside_others(6, MS);
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.arrivals, reading.departures), (Some(0), Some(0)));
+    // From now on they stay, and are seen.
+    for cookie in 2..20 {
+        world.passive_opens += 1;
+        world.cpu_ns += MS;
+        world.connections.push(served(cookie));
+        world.scan();
+    }
+    assert_eq!(unseen(&world), 0);
+}
+
+#[test]
+fn an_idle_time_beside_others_leaves_no_debt() {
+    let mut world = beside_others(0, 0);
+    // Connections of the service are seen, and their number is not counted.
+    for cookie in 2..100 {
+        world.connections.push(served(cookie));
+        world.scan();
+    }
+    for _ in 0..20 {
+        world.passive_opens += 6;
+        world.cpu_ns += MS;
+        world.scan();
+    }
+    assert_eq!(world.reading(Kind::Inflight).unseen_at_most, 6);
+}
+
+#[test]
+fn a_sample_of_threads_alone_does_not_lose_the_connections_that_were_counted() {
+    let mut world = World::new([]);
+    for _ in 0..4 {
+        world.passive_opens += 2;
+        world.scan();
+    }
+    let threads = Sample {
+        mono_ns: world.now_ns + MS,
+        scans: Scans {
+            profile: true,
+            ..Scans::default()
+        },
+        ..Sample::default()
+    };
+    world.model.read(&threads);
+    world.scan();
+    assert_eq!(world.reading(Kind::Inflight).arrivals, Some(2));
+}
+
+#[test]
+fn an_interim_answer_alone_does_not_spoil_the_size_of_responses() {
+    let mut size = ResponseSize::default();
+    for responses in [5, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5] {
+        let activity = Activity {
+            responses,
+            exchanges: 5,
+            answer_bytes: 505,
+            ..Activity::default()
+        };
+        size.add(&activity, 1, 100 * MS);
+    }
+    assert_eq!(size.usual_bytes(), Some(101));
 }

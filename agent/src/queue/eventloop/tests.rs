@@ -190,6 +190,19 @@ fn a_turn_that_computes_without_progress_ages() {
 }
 
 #[test]
+fn a_turn_is_no_older_than_what_it_has_computed() {
+    let mut model = Model::default();
+    for tick in 0..8 {
+        sample(&mut model, tick, idle(tick, 0), (50, 5));
+    }
+    // It woke up just before the sample.
+    let last = sample(&mut model, 8, computing(7, 1_000_000), (50, 0)).unwrap();
+    assert!(last.oldest_age_ns <= Some(1_000_000), "{last:?}");
+    let last = sample(&mut model, 9, computing(7, 1_000_000 + TICK), (50, 0)).unwrap();
+    assert!(last.oldest_age_ns >= Some(TICK), "{last:?}");
+}
+
+#[test]
 fn a_loop_that_repeatedly_sleeps_in_its_handler_has_long_turns() {
     let mut model = Model::default();
     let mut last = None;
