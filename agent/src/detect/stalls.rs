@@ -24,7 +24,7 @@ const MIN_ARRIVED: u64 = 10;
 /// A turn of an event loop is a stall from this duration on, ns.
 const MIN_TURN_NS: u64 = 100_000_000;
 
-/// Long turns recur only if the first ended so long ago, ns: three in a row are one piece of work.
+/// Shortest time from the end of the first long turn to the last, ns, if they recur: three in a row are one piece of work.
 const MIN_SPREAD_NS: u64 = 3_000_000_000;
 
 /// Maximum number of stalls kept. The [`RECURRING`] longest decide, so beyond this the shortest is dropped.
