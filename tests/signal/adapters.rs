@@ -361,7 +361,7 @@ fn events_are_streamed_over_http_and_over_the_unix_socket() -> Result<()> {
     let mut http = std::net::TcpStream::connect(stage.http)?;
     write!(
         http,
-        "GET /events?target=shop&min_level=warn HTTP/1.1\r\nHost: x\r\n\r\n"
+        "GET /events?target=shop&min_level=warn HTTP/1.1\r\nHost: localhost\r\n\r\n"
     )?;
     let mut unix = UnixStream::connect(stage.directory.join("agent.sock"))?;
     unix.write_all(b"{\"target\": \"shop\", \"min_level\": \"critical\"}\n")?;

@@ -12,7 +12,7 @@ use tailback_tests::{
     temp::TempDir,
 };
 
-use crate::stage::{SUBJECT, Stage, jam};
+use crate::stage::{SUBJECT, Stage, exchange, jam};
 
 /// Whether the page shows a badge with a level that is not ok.
 const IS_NOT_OK: &str = "!!document.querySelector('#attention article .badge')";
@@ -185,5 +185,58 @@ fn hostile_names_are_only_text_in_the_live_page() -> Result<()> {
             "{file}: {head}"
         );
     }
+    Ok(())
+}
+
+/// DNS rebinding: a web page lets its own name resolve to 127.0.0.1. Its requests have that name as `Host`.
+#[test]
+fn a_web_page_whose_name_resolves_to_loopback_reads_nothing() -> Result<()> {
+    const TEST: &str = "a_web_page_whose_name_resolves_to_loopback_reads_nothing";
+    if !needs::met(TEST, &[PROGRAM]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 3)?;
+    let stage = Stage::start_with(TempDir::new("signal")?, |temp, base| {
+        let port = service.address().port();
+        let text = format!(
+            "[[target]]\nport = {port}\nservice_name = \"shop\"\n{base}http.allowed_hosts = [\"mine.localdomain\"]\n"
+        );
+        temp.write("tailback.toml", &text)
+    })?;
+    let ask = |host: &str, path: &str| -> Result<(String, String)> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        exchange(stage.http, &request)
+    };
+    let port = stage.http.port();
+    for path in ["/", "/live", "/pressure", "/events", "/metrics", "/status"] {
+        let (head, body) = ask(&format!("evil.example:{port}"), path)?;
+        ensure!(head.starts_with("HTTP/1.1 403 "), "{path}: {head}");
+        ensure!(
+            body.contains("allowed_hosts") && !body.contains("shop"),
+            "{path}: {body}"
+        );
+    }
+    for host in [
+        "localhost",
+        "127.0.0.1",
+        "[::1]:80",
+        "mine.localdomain:8080",
+    ] {
+        let (head, body) = ask(host, "/pressure")?;
+        ensure!(
+            head.starts_with("HTTP/1.1 200 ") && body.contains("shop"),
+            "{host}: {head}"
+        );
+    }
+    // A load balancer's health check.
+    let (head, _) = ask("shop.example", "/ready?target=shop")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+
+    let mut browser = Browser::start()?;
+    browser.open(&format!("http://localhost:{port}/"))?;
+    browser.wait(
+        "the service to be shown",
+        "document.body.innerText.includes('shop')",
+    )?;
     Ok(())
 }

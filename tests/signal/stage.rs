@@ -174,9 +174,14 @@ pub fn agent_check(at: SocketAddr) -> Result<String> {
 
 /// Sends a GET over HTTP/1.1. Returns head and body of the response.
 pub fn get(to: SocketAddr, path: &str) -> Result<(String, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+    exchange(to, &request)
+}
+
+/// Sends a request. Returns head and body of the response.
+pub fn exchange(to: SocketAddr, request: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n");
     // In one write: a small server reads only once.
     stream.write_all(request.as_bytes())?;
     let mut response = String::new();

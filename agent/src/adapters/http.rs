@@ -16,6 +16,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::{
     Shared, agent,
+    hosts::Hosts,
     listen::{Endpoint, Slot, Slots},
     live as live_page,
 };
@@ -34,12 +35,13 @@ const NOT_SAMPLING: &str =
 pub(super) type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
 /// Serves until dropped.
-pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
+pub async fn serve(endpoint: Endpoint, hosts: Hosts, shared: Arc<Shared>) {
     let (listener, stats) = endpoint.listen().await;
     let slots = Slots::new(MAX_CONNECTIONS);
+    let hosts = Arc::new(hosts);
     loop {
         let (stream, slot) = listener.accept_within(&slots, &stats).await;
-        let (stats, shared) = (Arc::clone(&stats), Arc::clone(&shared));
+        let (stats, shared, hosts) = (Arc::clone(&stats), Arc::clone(&shared), Arc::clone(&hosts));
         tokio::spawn(async move {
             let connection = stats.connection();
             let (slot, is_stuck) = (Arc::new(slot), Arc::new(Notify::new()));
@@ -50,8 +52,12 @@ pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
                     Arc::clone(&is_stuck),
                 );
                 let busy = Busy::new(&slot);
+                let refused = hosts.refused(slot.peer(), &request);
                 async move {
-                    let (path, response) = answer(&request, &shared, is_stuck, busy).await;
+                    let (path, response) = match refused {
+                        Some(host) => ("?", refuse(&host)),
+                        None => answer(&request, &shared, is_stuck, busy).await,
+                    };
                     stats.replied(&format!("{path} {}", response.status().as_u16()));
                     Ok::<_, Infallible>(response)
                 }
@@ -131,6 +137,17 @@ async fn answer(
             ),
         ),
     }
+}
+
+/// The response to a request that is for another host.
+fn refuse(host: &str) -> Response<Body> {
+    let host = host.escape_default();
+    plain(
+        StatusCode::FORBIDDEN,
+        format!(
+            "not served for the host \"{host}\", so that web pages cannot read this address (DNS rebinding): use localhost or an IP address, or add the name to allowed_hosts in [signal.http]\n"
+        ),
+    )
 }
 
 /// The pressure of the requested service, published or not; without a name, of every published one.

@@ -5,7 +5,7 @@
 //! reports no pressure: HAProxy gets 100%, Envoy no limit, readiness probes succeed. The process drops its privileges, loads nothing
 //! into the kernel and cannot slow down the agent's sampling.
 //!
-//! Each adapter has its own file: `http` (with the `live` page), `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
+//! Each adapter has its own file: `http` (with the `live` page, for the allowed `hosts`), `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
 //! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, and `warning` reports consumers that cannot
 //! act on the signal. With `takeover` a new adapter process replaces a running one.
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod envoy;
 mod envoy_layer;
 mod grpc;
 mod haproxy;
+mod hosts;
 mod http;
 mod keda;
 mod listen;
@@ -42,6 +43,7 @@ use std::{
 use adapter_stats::AdapterStats;
 use anyhow::{Context as _, Result, bail};
 use drain_policy::DrainPolicy;
+use hosts::Hosts;
 use listen::{Endpoint, Listener};
 use page_cache::PageCache;
 use serde_json::{Value, json};
@@ -354,7 +356,13 @@ async fn serve(
     let mut tasks = JoinSet::new();
     let share = || Arc::clone(&shared);
     tasks.spawn(serve_status(status, share()));
-    http.map(|endpoint| tasks.spawn(http::serve(endpoint, share())));
+    if let Some((endpoint, config)) = http.zip(config.http.as_ref()) {
+        tasks.spawn(http::serve(
+            endpoint,
+            Hosts::new(config, machine_name()),
+            share(),
+        ));
+    }
     keda.map(|endpoint| tasks.spawn(keda::serve(endpoint, share())));
     for (haproxy, endpoint) in haproxies {
         let at = haproxy.listen.to_string();
@@ -400,6 +408,12 @@ async fn serve(
 }
 
 /// Pairs each configured adapter with its endpoint or statistics.
+/// The name of this machine.
+fn machine_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 fn with_endpoints<T: Clone, E>(adapters: &[T], endpoint: impl FnMut(&T) -> E) -> Vec<(T, E)> {
     adapters
         .iter()

@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = &[
     key("[signal]", "max_pages", "1 to 4096", "256", "maximum number of services that get a page"),
     key("[signal]", "start_adapter_process", "boolean", "true", "whether `run` starts the adapter process; if not, run `tailback adapters --config FILE`"),
     key("[signal.http]", "listen", "address or `unix:PATH`", "", "HTTP adapter; required"),
+    key("[signal.http]", "allowed_hosts", "at most 64 names; `.example.com` also stands for all names in it", "", "names of the adapter in the `Host` of requests, besides localhost, IP addresses and the name of this machine ([what is checked](../guides/prometheus.md#who-may-ask))"),
     key("[[signal.haproxy]]", "target", "service name", "", "HAProxy agent-check for this service; required"),
     key("[[signal.haproxy]]", "listen", "address or `unix:PATH`", "", "where HAProxy connects; required"),
     key("[[signal.haproxy]]", "maxconn", "number", "", "control `maxconn` (up to this value) instead of the weight"),

@@ -29,6 +29,10 @@ pub(super) const DEFAULT_PAGES: usize = 256;
 pub(super) const PAGES: RangeInclusive<usize> = 1..=4096;
 /// Maximum number of adapters of one kind, and of groups.
 pub(super) const MAX_ADAPTERS: usize = 64;
+/// Longest host name, bytes (RFC 1035, section 2.3.4).
+const MAX_HOST_BYTES: usize = 255;
+/// Maximum number of `allowed_hosts`.
+const MAX_HOSTS: usize = 64;
 /// Longest name of an Envoy cluster, bytes: a runtime key with it is the name of a file, which has at most 255.
 const MAX_CLUSTER_BYTES: usize = 200;
 
@@ -70,6 +74,30 @@ pub struct Signal {
 #[serde(deny_unknown_fields)]
 pub struct Http {
     pub listen: Listen,
+    /// Names of this adapter in requests, besides localhost, IP addresses and the name of this machine; a leading dot stands for a
+    /// domain and the names in it.
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+}
+
+impl Http {
+    fn check(&self) -> Result<()> {
+        let count = self.allowed_hosts.len();
+        if count > MAX_HOSTS {
+            bail!("{count} allowed_hosts: at most {MAX_HOSTS} are allowed");
+        }
+        let is_name = |text: &str| {
+            let name = text.strip_prefix('.').unwrap_or(text);
+            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            !name.is_empty() && name.len() <= MAX_HOST_BYTES && name.bytes().all(is_allowed)
+        };
+        if let Some(host) = self.allowed_hosts.iter().find(|host| !is_name(host)) {
+            bail!(
+                "allowed_hosts: {host:?} is not a host name, such as \"tailback.example.com\" or \".example.com\" (the domain and all names in it); IP addresses are always allowed, and the port does not matter"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// `[[signal.haproxy]]`: replies to HAProxy's agent-check.
@@ -371,6 +399,9 @@ impl Signal {
         for envoy in &self.envoy {
             envoy.check()?;
         }
+        if let Some(http) = &self.http {
+            http.check()?;
+        }
         for group in &self.group {
             if group.min_ready > group.targets.len() {
                 bail!(
@@ -470,6 +501,10 @@ mod tests {
             ("[signal]\nmax_pages = 0\n", "between 1 and 4096"),
             ("[signal.http]\nlisten = \"9400\"\n", "127.0.0.1:9400"),
             ("[signal.http]\nlisten = \"unix:x\"\n", "must be absolute"),
+            (
+                "[signal.http]\nlisten = \"127.0.0.1:1\"\nallowed_hosts = [\"a\", \"shop:9400\"]\n",
+                "\"shop:9400\" is not a host name",
+            ),
             ("[signal.htp]\n", "htp"),
             ("[[signal.haproxy]]\nlisten = \"127.0.0.1:1\"\n", "target"),
             (
