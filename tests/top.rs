@@ -177,6 +177,8 @@ fn top_says_what_is_wrong_before_it_takes_over_the_terminal() -> Result<()> {
             &["--replay", RECORDING, "--pid", "1"],
             "cannot be used with",
         ),
+        (&["--replay", RECORDING, "--log", "debug"], "2> top.log"),
+        (&["--pid", "1", "--log-bpf"], "2> top.log"),
     ] {
         let mut pty = Pty::start(&mut top(args, directory.path())?, 80, 24)?;
         check_restored(&mut pty, Some(2))?;
@@ -188,5 +190,32 @@ fn top_says_what_is_wrong_before_it_takes_over_the_terminal() -> Result<()> {
             "it took over the terminal"
         );
     }
+    Ok(())
+}
+
+/// The first signal asks for a stop, which the program notices after its current step. The second one ends it at once.
+#[test]
+fn a_second_signal_ends_top_at_once_and_restores_the_terminal() -> Result<()> {
+    let directory = TempDir::new("top")?;
+    // Which of the two ways the program takes is a race: several times.
+    let mut codes = Vec::new();
+    for _ in 0..5 {
+        let mut command = top(&["--replay", RECORDING], directory.path())?;
+        let mut pty = Pty::start(&mut command, 80, 24)?;
+        pty.wait("flash-sale.tbk 0:0")?;
+        // Both arrive while it is stopped, so before it can notice the first one.
+        for signal in [Signal::STOP, Signal::TERM, Signal::INT, Signal::CONT] {
+            pty.signal(signal)?;
+        }
+        let code = pty.wait_end()?;
+        ensure!(
+            matches!(code, Some(0 | 130 | 143)),
+            "exit code {code:?}:\n{}",
+            pty.screen()
+        );
+        check_restored(&mut pty, code)?;
+        codes.push(code);
+    }
+    println!("{codes:?}");
     Ok(())
 }

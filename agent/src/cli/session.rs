@@ -185,23 +185,32 @@ pub(super) struct Stop(Receiver<()>);
 impl Stop {
     /// From now on these signals request a stop instead of ending the process; a second one ends it at once.
     pub(super) fn on_signals() -> Outcome<Self> {
-        Self::start(None)
+        Self::start(None, || {})
+    }
+
+    /// The same; a second signal calls `before_exit` before it ends the process.
+    pub(super) fn on_signals_with(before_exit: fn()) -> Outcome<Self> {
+        Self::start(None, before_exit)
     }
 
     /// Like [`Stop::on_signals`], but SIGHUP sends to `reload`, unless it reports that the terminal is gone.
     pub(super) fn or_reload(reload: SyncSender<()>) -> Outcome<Self> {
-        Self::start(Some(reload))
+        Self::start(Some(reload), || {})
     }
 
-    fn start(reload: Option<SyncSender<()>>) -> Outcome<Self> {
+    fn start(reload: Option<SyncSender<()>>, before_exit: fn()) -> Outcome<Self> {
         let (request, receiver) = channel();
-        Self::start_thread(request, reload)
+        Self::start_thread(request, reload, before_exit)
             .context("cannot handle signals")
             .map_err(Failure::bug)?;
         Ok(Self(receiver))
     }
 
-    fn start_thread(request: Sender<()>, reload: Option<SyncSender<()>>) -> io::Result<()> {
+    fn start_thread(
+        request: Sender<()>,
+        reload: Option<SyncSender<()>>,
+        before_exit: fn(),
+    ) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()?;
@@ -230,6 +239,7 @@ impl Stop {
                     continue;
                 }
                 if is_stopping || request.send(()).is_err() {
+                    before_exit();
                     std::process::exit(128 + number);
                 }
                 is_stopping = true;

@@ -20,15 +20,17 @@ use std::{
     time::Duration,
 };
 
+use anyhow::anyhow;
 use clap::Args;
 use ratatui::{buffer::Buffer, layout::Rect};
+use rustix::fs::{Stat, fstat};
 
 use self::{
     screen::{Input, Screen},
     source::{Source, Step},
     state::{Action, State},
 };
-use super::{Failure, Targets, exit_code::Outcome, output::colour, session::Stop};
+use super::{Failure, Targets, exit_code::Outcome, logging, output::colour, session::Stop};
 
 /// Longest wait for a key before signals and the source are looked after.
 const MAX_WAIT: Duration = Duration::from_millis(200);
@@ -47,13 +49,17 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    let is_full_screen = !is_dumb && io::stdout().is_terminal() && io::stdin().is_terminal();
+    if is_full_screen {
+        check_log(&options.targets)?;
+    }
     let mut source = match &options.replay {
         Some(file) => Source::replay(file, &options.targets)?,
         None => Source::of_host(&options.targets)?,
     };
-    let stop = Stop::on_signals()?;
-    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    if is_dumb || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+    let stop = Stop::on_signals_with(screen::restore_before_exit)?;
+    if !is_full_screen {
         return print_frames(&mut source, &stop);
     }
     let mut state = State::new(colour(), source.is_replay());
@@ -98,6 +104,21 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             }
         }
     }
+}
+
+/// Fails if a debug log would be written over the screen.
+fn check_log(targets: &Targets) -> Outcome<()> {
+    let is_logging = logging::filter().is_some() || targets.log_bpf;
+    let device = |status: rustix::io::Result<Stat>| status.ok().map(|status| status.st_rdev);
+    // Standard error may be another terminal.
+    let is_same =
+        io::stderr().is_terminal() && device(fstat(io::stderr())) == device(fstat(io::stdout()));
+    if is_logging && is_same {
+        return Err(Failure::usage(anyhow!(
+            "the debug log would be written over the screen: redirect standard error, `tailback top … 2> top.log`"
+        )));
+    }
+    Ok(())
 }
 
 /// Prints frames below each other, without moving the cursor and without colour: for dumb terminals, pipes and files.

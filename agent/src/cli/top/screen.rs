@@ -3,7 +3,12 @@
 use std::{
     io::{self, Stdout, Write},
     panic,
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+        mpsc::sync_channel,
+    },
+    thread,
     time::Duration,
 };
 
@@ -20,6 +25,11 @@ use ratatui::{
     layout::Rect,
 };
 
+/// Whether this program has the terminal.
+static IS_TAKEN: AtomicBool = AtomicBool::new(false);
+/// How long an exit waits for the terminal to take the sequences that restore it: its output may be stopped (Ctrl-S).
+const RESTORE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// What the user did.
 pub(super) enum Input {
     Key(KeyEvent),
@@ -35,6 +45,7 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn start() -> io::Result<Self> {
+        IS_TAKEN.store(true, Ordering::Relaxed);
         enable_raw_mode()?;
         let restore = Restore::enter(io::stdout())?;
         restore_before_panic_messages();
@@ -45,6 +56,10 @@ impl Screen {
     }
 
     pub(super) fn draw(&mut self, draw: impl FnOnce(Rect, &mut Buffer)) -> io::Result<()> {
+        if !IS_TAKEN.load(Ordering::Relaxed) {
+            // Its message is on the terminal, which has been restored for it.
+            return Err(io::Error::other("another thread has panicked, see above"));
+        }
         self.terminal
             .draw(|frame| draw(frame.area(), frame.buffer_mut()))?;
         Ok(())
@@ -90,6 +105,29 @@ impl<W: Write> Drop for Restore<W> {
         // The terminal may be gone.
         let _ = execute!(self.0, LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
+        IS_TAKEN.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Restores the terminal before an exit without unwinding, from any thread. Nothing can be drawn afterwards.
+pub(super) fn restore_before_exit() {
+    if !IS_TAKEN.load(Ordering::Relaxed) {
+        return;
+    }
+    // First: it does not wait for the terminal to take output.
+    let _ = disable_raw_mode();
+    let (done, restored) = sync_channel(1);
+    let write = move || {
+        // Never unlocked, so that no other thread draws on the screen that the shell gets.
+        let mut out = io::stdout().lock();
+        let _ = execute!(out, LeaveAlternateScreen, Show);
+        let _ = done.send(());
+        loop {
+            thread::park();
+        }
+    };
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = restored.recv_timeout(RESTORE_TIMEOUT);
     }
 }
 
@@ -101,6 +139,7 @@ fn restore_before_panic_messages() {
         panic::set_hook(Box::new(move |info| {
             let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
             let _ = disable_raw_mode();
+            IS_TAKEN.store(false, Ordering::Relaxed);
             print(info);
         }));
     });
