@@ -23,6 +23,8 @@ pub(super) struct Point {
     /// The wait, ms. Saturates after 49 days.
     pub(super) wait_ms: u32,
     pub(super) level: Level,
+    /// The score, thousandths. Saturates at 65: what is beyond is no more urgent.
+    score: u16,
 }
 
 impl Point {
@@ -32,6 +34,7 @@ impl Point {
             depth: gauge.depth,
             wait_ms: u32::try_from(wait_ms).unwrap_or(u32::MAX),
             level: gauge.level,
+            score: (gauge.score * 1e3) as u16,
         }
     }
 
@@ -40,7 +43,17 @@ impl Point {
             depth: self.depth.max(other.depth),
             wait_ms: self.wait_ms.max(other.wait_ms),
             level: self.level.max(other.level),
+            score: self.score.max(other.score),
         }
+    }
+
+    fn rank(self) -> Rank {
+        (self.level, self.score)
+    }
+
+    /// Whether there is nothing to show.
+    fn is_idle(self) -> bool {
+        (self.depth, self.wait_ms, self.level) == (0, 0, Level::Ok)
     }
 }
 
@@ -58,16 +71,11 @@ pub(super) struct History {
     past: VecDeque<Point>,
     /// The point in progress.
     now: Point,
-    /// The highest level and score so far: which queues matter most.
+    /// The highest level, and the highest score at that level, of all points: which queues matter most.
     rank: Rank,
 }
 
-type Rank = (Level, u32);
-
-fn rank(gauge: &Gauge) -> Rank {
-    // In thousandths; a score beyond 100 is no more urgent.
-    (gauge.level, (gauge.score.clamp(0.0, 100.0) * 1e3) as u32)
-}
+type Rank = (Level, u16);
 
 impl History {
     /// All points, oldest first; the last is in progress.
@@ -85,14 +93,11 @@ impl History {
         }
         self.past.push_back(std::mem::take(&mut self.now));
         // What left the history no longer counts.
-        let level = self.points().map(|point| point.level).max();
-        if level < Some(self.rank.0) {
-            self.rank = (level.unwrap_or_default(), 0);
-        }
+        self.rank = self.points().map(Point::rank).max().unwrap_or_default();
     }
 
     fn is_empty(&self) -> bool {
-        self.points().all(|point| point == Point::default())
+        self.points().all(Point::is_idle)
     }
 }
 
@@ -157,13 +162,13 @@ impl Histories {
         for (key, gauge) in queues() {
             if let Some(history) = histories.get_mut(key) {
                 let now = history.now.max(Point::of(gauge));
-                let rank = history.rank.max(rank(gauge));
-                if (now, rank) != (history.now, history.rank) {
+                if now != history.now {
                     let history = Arc::make_mut(history);
-                    (history.now, history.rank) = (now, rank);
+                    history.now = now;
+                    history.rank = history.rank.max(now.rank());
                 }
             } else if gauge.depth > 0 {
-                busy.push((rank(gauge), key, gauge));
+                busy.push((Point::of(gauge).rank(), key, gauge));
             }
         }
         admit(histories, busy);
@@ -279,6 +284,36 @@ mod tests {
         histories.read(now_ns + POINT_NS, &busy);
         histories.read(now_ns + 100 * LENGTH_NS, &idle);
         assert!(histories.get(&key(1)).is_none(), "after a pause");
+    }
+
+    /// With more busy queues than histories, one that spiked long ago must not keep another one out for as long as it has some work.
+    #[test]
+    fn a_spike_counts_no_longer_than_it_is_shown() {
+        let mut histories = Histories::default();
+        let crowd = |score: f64| {
+            (1..128)
+                .map(|port| (key(port), gauge(1, score)))
+                .collect::<Vec<_>>()
+        };
+        let with = |own: Gauge, others: Vec<(Arc<QueueKey>, Gauge)>| {
+            pressures(others.into_iter().chain([(key(9_000), own)]).collect())
+        };
+        histories.read(0, &with(gauge(90, 0.9), crowd(0.3)));
+        let mut now_ns = 0;
+        let read = |histories: &mut Histories, now_ns: u64| {
+            let mut now = with(gauge(1, 0.1), crowd(0.3));
+            now[0].queues.push((key(9_001), gauge(2, 0.2)));
+            histories.read(now_ns, &now);
+        };
+        while now_ns < LENGTH_NS {
+            read(&mut histories, now_ns);
+            assert!(histories.get(&key(9_000)).is_some(), "the spike is shown");
+            now_ns += POINT_NS;
+        }
+        read(&mut histories, now_ns + POINT_NS);
+        assert!(histories.get(&key(9_000)).is_none(), "its spike is over");
+        assert!(histories.get(&key(9_001)).is_some());
+        assert_eq!(histories.by_key.len(), MAX_HISTORIES);
     }
 
     #[test]
