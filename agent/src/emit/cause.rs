@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::{
     cause::Cause,
-    event::{Culprit, DrivenBy, Verdict},
+    event::{Culprit, CulpritKind, DrivenBy, Verdict},
 };
 
 /// Length of a short container id, as `docker ps` shows it.
@@ -13,10 +13,24 @@ const SHORT_ID_CHARS: usize = 12;
 
 /// `it waits for another service, postgres (812) at 127.0.0.1:5432`.
 pub(crate) fn verdict(verdict: &Verdict) -> String {
-    let title = verdict.cause.title();
+    let title = title(verdict.cause, verdict.culprit.as_ref());
     match &verdict.culprit {
+        Some(named) if title == FULL => format!("{} is full", culprit(named)),
         Some(named) => format!("{title}, {}", culprit(named)),
         None => title.to_owned(),
+    }
+}
+
+/// Said of a limit of the network: a connection tracking table.
+const FULL: &str = "it is full";
+
+/// The words for a cause with its culprit. A limit of the network is a table without room, and not a path without capacity.
+pub(crate) fn title(cause: Cause, culprit: Option<&Culprit>) -> &'static str {
+    match culprit {
+        Some(culprit) if cause == Cause::NetworkLimited && culprit.kind == CulpritKind::Limit => {
+            FULL
+        }
+        _ => cause.title(),
     }
 }
 
@@ -95,7 +109,7 @@ impl Reported {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Confidence, CulpritKind};
+    use crate::event::Confidence;
 
     fn blaming(cause: Cause, pid: Option<u32>, name: &str) -> Verdict {
         Verdict {
@@ -163,5 +177,20 @@ mod tests {
             )),
             "the network path is saturated, 10.0.0.5:5432 in c0ffee1234567890"
         );
+    }
+
+    #[test]
+    fn a_full_connection_tracking_table_is_no_saturated_path() {
+        let mut full = blaming(Cause::NetworkLimited, Some(812), "the table of the host");
+        full.culprit = Some(Culprit::named(
+            CulpritKind::Limit,
+            "the connection tracking table of the host".to_owned(),
+        ));
+        assert_eq!(
+            verdict(&full),
+            "the connection tracking table of the host is full"
+        );
+        full.culprit = None;
+        assert_eq!(verdict(&full), "the network path is saturated");
     }
 }

@@ -155,7 +155,8 @@ impl Report<'_> {
             self.shares(verdict);
             self.path(verdict);
             if let (Some(root), Some(culprit)) = (verdict.root, &verdict.culprit) {
-                self.row("culprit", &format!("{}: {}", culprit.name, root.title()));
+                let title = cause::title(root, Some(culprit));
+                self.row("culprit", &format!("{}: {title}", culprit.name));
             }
         }
         self.row("rates", &rates(episode));

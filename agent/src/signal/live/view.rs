@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     detect::Gauge,
-    emit::{headline, json::round},
+    emit::{headline, json::round, title},
     event::{Hop, Level, Verdict},
     queue::{Kind, QueueKey},
     sample::TargetId,
@@ -378,7 +378,7 @@ fn root(verdict: &Verdict) -> Root {
         _ => verdict.root,
     };
     Root {
-        cause: cause.map(|cause| cause.title().to_owned()),
+        cause: cause.map(|cause| title(cause, verdict.culprit.as_ref()).to_owned()),
         culprit: verdict.culprit.as_ref().map(|it| it.name.clone()),
     }
 }
