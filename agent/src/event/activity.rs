@@ -48,7 +48,6 @@ activities! {
     Disk "disk" "waiting for a disk",
     /// Waits until another process reads a pipe, a terminal or a unix socket.
     Output "output" "waiting for its output to be read",
-    Memory "memory" "waiting for memory",
     /// Waits for an accelerator, such as a GPU: spins in its library, or waits for its device.
     Accelerator "accelerator" "waiting for an accelerator",
     /// Sleeps for a time of its own choice: nanosleep(2).

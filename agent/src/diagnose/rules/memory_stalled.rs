@@ -15,8 +15,9 @@ use crate::{
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::MemoryStalled,
-    suggested_by: &[Activity::Memory],
-    supported_by: &[Activity::Memory],
+    // No thread is seen to wait for memory: it waits for a disk, or computes, or nothing is known of its wait.
+    suggested_by: &[],
+    supported_by: &[],
 };
 
 /// The queue that fills is the one for memory itself.
@@ -35,7 +36,6 @@ pub(super) const GROUP_STALLS: Rule = Rule {
     name: "the control group stalls for memory",
     scope: Scope::MainActivity(&[
         Activity::Disk,
-        Activity::Memory,
         Activity::Unknown,
         Activity::OnCpu,
         Activity::RunnableOwn,
@@ -47,7 +47,7 @@ pub(super) const GROUP_STALLS: Rule = Rule {
         let refaults = reads_again(case, checks);
         // Where threads wait for a lock, its holder is the one that waits for memory.
         let last = case.last()?.activity;
-        let waits = matches!(last, Activity::Disk | Activity::Memory | Activity::Unknown);
+        let waits = matches!(last, Activity::Disk | Activity::Unknown);
         let computes = matches!(last, Activity::OnCpu | Activity::RunnableOwn);
         let is_lock = case.first()?.activity == Activity::Lock;
         let is_it = checks.is(
@@ -57,7 +57,7 @@ pub(super) const GROUP_STALLS: Rule = Rule {
         );
         let reads_again = refaults
             && match last {
-                Activity::Disk | Activity::Memory => true,
+                Activity::Disk => true,
                 // With a fast disk, reading pages and evicting others takes more CPU than time for the disk.
                 Activity::OnCpu | Activity::RunnableOwn => computes_for_pages(case, checks),
                 _ => false,
@@ -174,15 +174,6 @@ fn fact(case: Case<'_>, reading: &Reading) -> Option<String> {
         words::percent(share)
     ))
 }
-
-/// Most of the threads' time goes into waiting for memory.
-pub(super) const THREADS_WAIT: Rule = Rule {
-    cause: &CAUSE,
-    name: "threads wait for memory",
-    scope: Scope::MainActivity(&[Activity::Memory]),
-    basis: Basis::Time,
-    test: |case, _| Some(finding(case)),
-};
 
 fn finding(case: Case<'_>) -> Finding {
     let memory = memory(case);

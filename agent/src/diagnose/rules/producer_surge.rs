@@ -29,7 +29,6 @@ const CAUSE: CauseInfo = CauseInfo {
         Activity::Lock,
         Activity::Disk,
         Activity::Output,
-        Activity::Memory,
         Activity::Asleep,
         Activity::Inside,
         Activity::Stopped,

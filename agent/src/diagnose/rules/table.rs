@@ -59,7 +59,6 @@ pub(super) const RULES: &[&Rule] = &[
     &network_limited::WRITERS_WAIT,
     &peer_not_reading::WRITERS_WAIT,
     &peer_not_sending::REQUESTS_INCOMPLETE,
-    &memory_stalled::THREADS_WAIT,
     &consumer_stalled::STOPPED_AT_TIMES,
     // 7. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
     //    explains each, and arrivals above their baseline explain the first two.

@@ -78,11 +78,7 @@ fn wanted(case: Case<'_>, cause: Cause, step: &Step) -> Vec<HiddenFact> {
     // Threads whose pages are evicted and read again wait for the disk. If the disk is fast, they are mostly seen on a CPU.
     if matches!(
         step.activity,
-        Activity::Disk
-            | Activity::Memory
-            | Activity::Unknown
-            | Activity::OnCpu
-            | Activity::RunnableOwn
+        Activity::Disk | Activity::Unknown | Activity::OnCpu | Activity::RunnableOwn
     ) {
         wanted.push(HiddenFact::MemoryLimit);
     }
