@@ -294,7 +294,9 @@ async fn publishing(shared: &Shared, target: Option<&str>) -> Response<Body> {
 
 /// The metrics of the agent, if it runs, and of the adapters.
 async fn metrics(shared: &Shared) -> Response<Body> {
-    let text = match agent::ask(&shared.pages.directory, "metrics").await {
+    let of_agent = agent::ask(&shared.pages.directory, "metrics").await;
+    let agent_runs = of_agent.is_ok();
+    let text = match of_agent {
         Ok(text) => text,
         Err(_) => {
             let mut text = String::new();
@@ -305,7 +307,7 @@ async fn metrics(shared: &Shared) -> Response<Body> {
     typed(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
-        text + &shared.metrics(),
+        text + &shared.metrics(agent_runs),
     )
 }
 

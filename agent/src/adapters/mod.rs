@@ -141,7 +141,7 @@ impl Shared {
         })
     }
 
-    /// What keeps the adapter's consumers from acting on the signal. Without an agent, a missing page is not reported.
+    /// What keeps the adapter or its consumers from doing their work. Without an agent, a missing page is not reported.
     fn warnings(&self, stats: &AdapterStats, agent_runs: bool) -> Vec<Warning> {
         let mut warnings = stats.warnings();
         let Some(target) = &stats.target else {
@@ -172,50 +172,50 @@ impl Shared {
         warnings
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, agent_runs: bool) -> String {
         /// Name, type, help, value.
         type Family = (
             &'static str,
             &'static str,
             &'static str,
-            fn(&AdapterStats) -> u64,
+            fn(&Shared, &AdapterStats, bool) -> u64,
         );
         const FAMILIES: [Family; 6] = [
             (
                 "tailback_adapter_replies_total",
                 "counter",
                 "Replies sent by the adapter.",
-                AdapterStats::replies,
+                |_, stats, _| stats.replies(),
             ),
             (
                 "tailback_adapter_connections",
                 "gauge",
                 "Clients connected to the adapter.",
-                AdapterStats::connections,
+                |_, stats, _| stats.connections(),
             ),
             (
                 "tailback_adapter_rejected_total",
                 "counter",
                 "Clients rejected because there were too many, and pressure socket notifications that a client did not read.",
-                AdapterStats::rejections,
+                |_, stats, _| stats.rejections(),
             ),
             (
                 "tailback_adapter_closed_total",
                 "counter",
                 "Connections closed to make room for others, or because the client sent no request or did not read.",
-                AdapterStats::closed_connections,
+                |_, stats, _| stats.closed_connections(),
             ),
             (
                 "tailback_adapter_failed",
                 "gauge",
                 "1 while the adapter cannot listen or write its file, else 0.",
-                AdapterStats::failures,
+                |_, stats, _| stats.failures(),
             ),
             (
                 "tailback_adapter_warnings",
                 "gauge",
-                "Warnings about the adapter's consumers.",
-                |stats| stats.warnings().len() as u64,
+                "Warnings about the adapter: its service does not exist or is not unique, or a consumer cannot act on the signal.",
+                |shared, stats, agent_runs| shared.warnings(stats, agent_runs).len() as u64,
             ),
         ];
         let mut text = String::new();
@@ -223,7 +223,7 @@ impl Shared {
             metrics::head(&mut text, name, kind, help);
             for adapter in &self.adapters {
                 let (kind, at) = (adapter.kind, metrics::escaped(&adapter.at));
-                let value = value(adapter);
+                let value = value(self, adapter, agent_runs);
                 text += &format!("{name}{{adapter=\"{kind}\",at=\"{at}\"}} {value}\n");
             }
         }
@@ -501,6 +501,24 @@ mod tests {
 
     #[test]
     fn the_metrics_are_those_of_the_documentation() {
-        metrics::reference::assert_documented(&["Adapters"], &shared().metrics());
+        metrics::reference::assert_documented(&["Adapters"], &shared().metrics(true));
+    }
+
+    /// No page of it is published: of the three adapters one has a warning of its consumer, too.
+    #[test]
+    fn a_service_that_does_not_exist_counts_as_a_warning_while_an_agent_runs() {
+        let shared = shared();
+        let warnings = |agent_runs| {
+            let text = shared.metrics(agent_runs);
+            let lines = text.lines();
+            let lines = lines.filter(|line| line.starts_with("tailback_adapter_warnings{"));
+            lines
+                .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+                .collect::<Vec<u64>>()
+        };
+        let (without, with) = (warnings(false), warnings(true));
+        assert_eq!(without.len(), 3);
+        let each_one_more: Vec<u64> = without.iter().map(|count| count + 1).collect();
+        assert_eq!(with, each_one_more);
     }
 }

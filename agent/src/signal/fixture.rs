@@ -54,7 +54,7 @@ fn controller() -> ControllerState {
     }
 }
 
-fn pressure() -> Pressure {
+pub(super) fn pressure() -> Pressure {
     let shop = Arc::new(Target {
         name: "shop".to_owned(),
         container: Some("c0ffee".to_owned()),

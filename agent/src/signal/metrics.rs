@@ -11,10 +11,9 @@ use super::{
     state::{SharedState, Snapshot},
     wait_histograms::WaitHistograms,
 };
-use crate::{detect::Gauge, queue::QueueKey, sample::Owner};
+use crate::{detect::Gauge, event::Level, queue::QueueKey, sample::Owner};
 
-/// Bound on the number of queues in the output. Further ones are counted in `tailback_queues_omitted`. Each service lists its worst
-/// queue first.
+/// Bound on the number of queues in the output. Further ones are counted in `tailback_queues_omitted`.
 const MAX_QUEUES: usize = 2_000;
 
 /// A metric family: name, type, help text, and where the value comes from.
@@ -257,17 +256,7 @@ fn info_of_targets(text: &mut String, snapshot: &Snapshot) {
 }
 
 fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
-    let mut queues: BTreeMap<(&str, &QueueKey), &Gauge> = BTreeMap::new();
-    let mut beyond = 0;
-    for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
-        for (key, gauge) in &pressure.queues {
-            if queues.len() < MAX_QUEUES {
-                queues.insert((name, key), gauge);
-            } else {
-                beyond += 1;
-            }
-        }
-    }
+    let (queues, omitted) = exported(snapshot);
     for (name, kind, help, value) in OF_QUEUES {
         head(text, name, kind, help);
         for ((target, key), gauge) in &queues {
@@ -315,8 +304,54 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         "tailback_queues_omitted",
         "gauge",
         "Queues beyond the export limit.",
-        beyond as f64,
+        omitted.all as f64,
     );
+    one(
+        text,
+        "tailback_saturated_queues_omitted",
+        "gauge",
+        "Queues beyond the export limit that are not at level ok.",
+        omitted.saturated as f64,
+    );
+}
+
+/// How many queues are beyond the export limit.
+struct Omitted {
+    all: usize,
+    saturated: usize,
+}
+
+type Exported<'a> = BTreeMap<(&'a str, &'a QueueKey), &'a Gauge>;
+
+/// The queues of the output: those with the highest levels, then the worst of each service, then its second-worst, and so on. So
+/// no service is left out for the idle queues of another one.
+fn exported(snapshot: &Snapshot) -> (Exported<'_>, Omitted) {
+    let services = snapshot.pressures.iter().zip(snapshot.names.iter());
+    let mut all: Vec<_> = services
+        .flat_map(|(pressure, name)| {
+            // A service lists its worst queue first.
+            let queues = pressure.queues.iter().enumerate();
+            queues.map(move |(rank, (key, gauge))| {
+                let order = (std::cmp::Reverse(gauge.level), rank);
+                (order, (&**name, &**key), gauge)
+            })
+        })
+        .collect();
+    let mut omitted = Omitted {
+        all: 0,
+        saturated: 0,
+    };
+    if all.len() > MAX_QUEUES {
+        // Stable: among equals, the order of the services decides.
+        all.sort_by_key(|(order, ..)| *order);
+        let beyond = &all[MAX_QUEUES..];
+        omitted.all = beyond.len();
+        let saturated = beyond.iter().filter(|(.., gauge)| gauge.level > Level::Ok);
+        omitted.saturated = saturated.count();
+        all.truncate(MAX_QUEUES);
+    }
+    let queues = all.into_iter().map(|(_, id, gauge)| (id, gauge));
+    (queues.collect(), omitted)
 }
 
 /// The labels of a queue.
