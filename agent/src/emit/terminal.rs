@@ -336,7 +336,9 @@ impl<W: Write> Sink for Terminal<W> {
     fn emit(&mut self, event: &Event) -> io::Result<()> {
         match event {
             Event::Targets { at, targets } => self.targets_changed(*at, targets)?,
-            Event::Notice { at, notice } if self.verbosity >= Verbosity::Normal => {
+            Event::Notice { at, notice }
+                if self.verbosity >= Verbosity::Normal || !is_routine(&notice.code) =>
+            {
                 self.line(*at, None, "note", &notice.text)?;
             }
             Event::Level {
@@ -403,6 +405,12 @@ pub(super) fn style(level: Level) -> &'static str {
         Level::Critical => "\x1b[31m",
         Level::Full => "\x1b[1;37;41m",
     }
+}
+
+/// Whether a notice is about something that is by design, so that nobody has to do anything: processes that are not watched, and the
+/// pace of scans within the CPU budget.
+fn is_routine(code: &str) -> bool {
+    code == "processes_left_out" || code.ends_with("_stretched")
 }
 
 /// `21:43:15.123Z`.
@@ -494,6 +502,30 @@ mod tests {
             !text.contains("Inspect what its workers wait for"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn quiet_output_has_the_notices_that_someone_has_to_act_on() {
+        let notice = |code: &str| Event::Notice {
+            at: at(1),
+            notice: crate::sample::Notice {
+                code: code.to_owned(),
+                text: format!("this is {code}"),
+            },
+        };
+        for (code, is_printed) in [
+            ("no_page", true),
+            ("config_rejected", true),
+            ("privileges_kept", true),
+            ("otlp_waiting", true),
+            ("processes_left_out", false),
+            ("files_stretched", false),
+            ("files_not_stretched", false),
+        ] {
+            let has = |verbosity| text(verbosity, &[notice(code)]).contains("this is");
+            assert!(has(Verbosity::Normal), "{code}");
+            assert_eq!(has(Verbosity::Quiet), is_printed, "{code}");
+        }
     }
 
     #[test]
