@@ -5,8 +5,12 @@
 //! attacker who controls the agent cannot load another eBPF program, start a program, open a file for writing, or attach to
 //! another process.
 //!
+//! The adapter process, which talks to the network and needs little, has a list of what it may do instead (`allowlist`).
+//!
 //! Landlock cannot do it: a process in a Landlock domain may not inspect any process outside of it (`hook_ptrace_access_check` in
 //! security/landlock/task.c does not distinguish reading), so /proc/PID/fd and the like would be closed to the agent.
+
+mod allowlist;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use allowlist::{Refusal, allow_only_serving};
 use anyhow::{Context as _, Result, bail};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use seccompiler::{
@@ -349,16 +354,22 @@ const WRITING: [libc::c_int; 4] = [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, 
 /// Forbids, in every thread and for good, what samples do not need. Sets no_new_privs.
 pub fn filter_system_calls() -> Result<()> {
     let absent = ABSENT.map(|call| (call, Vec::new()));
-    apply(absent.into(), libc::ENOSYS)?;
-    apply(forbidden()?, libc::EPERM)
+    let fails = |errno: libc::c_int| SeccompAction::Errno(errno as u32);
+    apply(absent.into(), SeccompAction::Allow, fails(libc::ENOSYS))?;
+    apply(forbidden()?, SeccompAction::Allow, fails(libc::EPERM))
 }
 
-fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<()> {
+/// Applies `matching` to the system calls of the rules, and `other` to all others.
+fn apply(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    other: SeccompAction,
+    matching: SeccompAction,
+) -> Result<()> {
     let context = "cannot filter system calls";
     let filter = SeccompFilter::new(
         rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(errno as u32),
+        other,
+        matching,
         TargetArch::try_from(std::env::consts::ARCH).context(context)?,
     );
     let program = BpfProgram::try_from(filter.context(context)?).context(context)?;

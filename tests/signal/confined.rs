@@ -86,6 +86,8 @@ fn the_agent_and_its_processes_keep_the_privileges_that_they_need() -> Result<()
     ensure!(adapters == stage.adapter_process()?);
     let held = capabilities(adapters, "CapPrm")?;
     ensure!(held.iter().all(|set| *set == 0), "{held:x?}");
+    let filters = of_threads(adapters, "Seccomp")?;
+    ensure!(filters.iter().all(|filter| filter == "2"), "{filters:?}");
     let users = of_threads(adapters, "Uid")?;
     ensure!(
         users.iter().all(|user| user.starts_with("65534")),

@@ -345,6 +345,7 @@ async fn serve(
     });
     let status = Listener::Unix(stream::bind(&own.path_to(ADAPTERS_SOCKET), 0o660)?);
     privileges::drop_privileges(!envoys.is_empty())?;
+    privileges::refuse_system_calls(!envoys.is_empty());
 
     let shared = Arc::new(Shared {
         pages: PageCache::new(directory.clone()),
@@ -407,13 +408,13 @@ async fn serve(
     }
 }
 
-/// Pairs each configured adapter with its endpoint or statistics.
 /// The name of this machine.
 fn machine_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
+/// Pairs each configured adapter with its endpoint or statistics.
 fn with_endpoints<T: Clone, E>(adapters: &[T], endpoint: impl FnMut(&T) -> E) -> Vec<(T, E)> {
     adapters
         .iter()

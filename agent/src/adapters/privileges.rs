@@ -1,5 +1,7 @@
 //! Drops privileges: the adapter process talks to the network, so it runs as `nobody`, with only the capabilities that
-//! it needs.
+//! it needs, and with few system calls.
+
+use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -10,6 +12,10 @@ use rustix::{
     },
 };
 
+use crate::confinement::{Refusal, allow_only_serving};
+
+/// Environment variable; `kill`: a system call that is not on the list kills the process, instead of failing. For tests.
+const REFUSAL: &str = "TAILBACK_ADAPTERS_SECCOMP";
 /// The user id of `nobody` on common distributions, and the kernel's overflow uid.
 const NOBODY: u32 = 65_534;
 
@@ -35,4 +41,20 @@ pub fn drop_privileges(writes_files: bool) -> Result<()> {
     };
     set_capabilities(None, sets).context("cannot drop capabilities")?;
     set_no_new_privs(true).context("cannot set no_new_privs")
+}
+
+/// Refuses the system calls that no adapter needs. Where that is impossible, as in a sandbox that forbids seccomp(2), the process
+/// serves without it: its user and capabilities are what protects others from it.
+pub fn refuse_system_calls(writes_files: bool) {
+    let refusal = match std::env::var_os(REFUSAL) {
+        Some(value) if value == "kill" => Refusal::Kills,
+        _ => Refusal::Fails,
+    };
+    if let Err(error) = allow_only_serving(writes_files, refusal) {
+        // An error is ignored: standard error may be closed.
+        let _ = writeln!(
+            std::io::stderr(),
+            "tailback adapters: serving without a filter of system calls: {error:#}"
+        );
+    }
 }

@@ -57,7 +57,10 @@ const MODULES: &[(&str, &[&str])] = &[
             "sample", "target",
         ],
     ),
-    ("adapters", &["collect", "config", "signal", "text"]),
+    (
+        "adapters",
+        &["collect", "config", "confinement", "signal", "text"],
+    ),
     (
         "cli",
         &[
