@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{program, temp::TempDir, wait};
+use crate::{cleanup, program, temp::TempDir, wait};
 
 /// Podman options that work with both cgroup v1 and v2.
 const PODMAN: &[&str] = &["--runtime", "runc", "--cgroup-manager=cgroupfs"];
@@ -196,19 +196,25 @@ impl PodLink {
         let directory = PathBuf::from("/var/log/containers");
         let made = fs::create_dir(&directory).is_ok();
         let link = directory.join(name);
+        let made = made.then_some(directory);
+        // A signal ends this process without drop.
+        let (link_made, directory_made) = (link.clone(), made.clone());
+        cleanup::on_interrupt(move || remove_link(&link_made, directory_made.as_deref()));
         symlink("/var/log/pods/none", &link)?;
-        Ok(Self {
-            link,
-            made: made.then_some(directory),
-        })
+        Ok(Self { link, made })
     }
 }
 
 impl Drop for PodLink {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.link);
-        if let Some(directory) = &self.made {
-            let _ = fs::remove_dir(directory);
-        }
+        remove_link(&self.link, self.made.as_deref());
+    }
+}
+
+fn remove_link(link: &Path, directory: Option<&Path>) {
+    let _ = fs::remove_file(link);
+    if let Some(directory) = directory {
+        // Fails while other links are there.
+        let _ = fs::remove_dir(directory);
     }
 }

@@ -3,10 +3,11 @@
 
 use std::{
     env, fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{self, Command},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tailback_tests::{
-    container::PodLink, idle::raise_file_limit, process::Process, sockets, temp::TempDir,
+    cleanup, container::PodLink, idle::raise_file_limit, process::Process, sockets, temp::TempDir,
+    wait,
 };
 
 /// Port of each pod, in its own network namespace.
@@ -23,6 +25,8 @@ const BACKLOG: i32 = 100;
 const READY: &str = "serving";
 /// Deadline for the start of each pod.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Deadline for a control group to be empty after its processes were killed.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a request and of a response.
 const MESSAGE: [u8; 64] = [b'x'; 64];
 /// Joins the control groups up to `--`, then a network namespace in which loopback is up, and runs the rest.
@@ -97,7 +101,7 @@ impl Pods {
     pub fn start(count: usize, connections: usize, per_s: u32) -> Result<Self> {
         let program = env::current_exe().context("find this program")?;
         let directory = TempDir::new("pods")?;
-        let mut groups = Groups::new()?;
+        let groups = Groups::new()?;
         let (mut processes, mut links) = (Vec::new(), Vec::new());
         for number in 0..count {
             let id = format!("{:064x}", (u64::from(process::id()) << 32) | number as u64);
@@ -145,8 +149,8 @@ fn jam_file(directory: &Path, number: usize) -> PathBuf {
 struct Groups {
     /// The group above all of them, per hierarchy.
     tops: Vec<PathBuf>,
-    /// In the order in which they were made.
-    made: Vec<PathBuf>,
+    /// In the order in which they were made. Shared with the clean-up after Ctrl-C.
+    made: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl Groups {
@@ -169,20 +173,23 @@ impl Groups {
             "no control groups below {}",
             mount.display()
         );
-        let mut groups = Self {
+        let made = Arc::<Mutex<Vec<PathBuf>>>::default();
+        let groups = Self {
             tops,
-            made: Vec::new(),
+            made: Arc::clone(&made),
         };
-        for top in groups.tops.clone() {
-            groups.make(top)?;
+        // A signal ends this process without drop, when the pods have been killed.
+        cleanup::on_interrupt(move || remove(&made));
+        for top in &groups.tops {
+            groups.make(top.clone())?;
         }
         Ok(groups)
     }
 
     /// Makes the groups of a pod with one container. Returns the files by which a process joins them.
-    fn add(&mut self, number: usize, id: &str) -> Result<Vec<PathBuf>> {
+    fn add(&self, number: usize, id: &str) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        for top in self.tops.clone() {
+        for top in &self.tops {
             let pod = top.join(format!("kubepods-bench-pod{number:08}.slice"));
             let container = pod.join(format!("cri-containerd-{id}.scope"));
             files.push(container.join("cgroup.procs"));
@@ -192,19 +199,34 @@ impl Groups {
         Ok(files)
     }
 
-    fn make(&mut self, path: PathBuf) -> Result<()> {
+    fn make(&self, path: PathBuf) -> Result<()> {
+        // Locked meanwhile: a group that the clean-up does not know would stay.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         fs::create_dir(&path).with_context(|| format!("create the cgroup {}", path.display()))?;
-        self.made.push(path);
+        made.push(path);
         Ok(())
     }
 }
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        for path in self.made.iter().rev() {
-            if let Err(error) = fs::remove_dir(path) {
-                eprintln!("warning: remove the cgroup {}: {error}", path.display());
+        remove(&self.made);
+    }
+}
+
+/// Removes the groups, innermost first. A process that was killed leaves its group a moment later.
+fn remove(made: &Mutex<Vec<PathBuf>>) {
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some(path) = made.pop() {
+        let is_gone = || -> Result<Option<()>> {
+            match fs::remove_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(None),
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(Some(())),
             }
+        };
+        if let Err(error) = wait::until("it to be empty", REMOVE_DEADLINE, is_gone) {
+            eprintln!("warning: remove the cgroup {}: {error:#}", path.display());
         }
     }
 }
