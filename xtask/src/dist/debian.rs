@@ -12,7 +12,10 @@ use anyhow::{Context as _, Result};
 use super::contents::{self, File};
 use crate::{command::Cmd, tools};
 
-const MAINTAINER: &str = "Tailback contributors <maintainers@tailback.invalid>";
+/// `authors` of the workspace: name and address.
+const MAINTAINER: &str = env!("CARGO_PKG_AUTHORS");
+/// End of an address that is a placeholder: no mail can be sent there (RFC 2606).
+const PLACEHOLDER: &str = ".invalid>";
 /// Year of the first commit.
 const YEAR: u32 = 2026;
 const DOC: &str = "usr/share/doc/tailback";
@@ -23,6 +26,11 @@ pub fn package(contents: &[File], stage: &Path, directory: &Path, epoch: &str) -
         if let Some(path) = &file.package {
             file.copy_to(&stage.join(path))?;
         }
+    }
+    if MAINTAINER.ends_with(PLACEHOLDER) {
+        eprintln!(
+            "note: the package's maintainer is {MAINTAINER}: set `authors` in the workspace's Cargo.toml before you publish it"
+        );
     }
     let date = Cmd::new("date")
         .args(["--utc", "--rfc-email", &format!("--date=@{epoch}")])
