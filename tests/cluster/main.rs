@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tailback_tests::{checked::Checked, cleanup, program};
+use tailback_tests::{checked::Checked, cleanup, exit_code, program};
 
 use checks::{CHECKS, Need};
 use stage::Stage;
@@ -37,14 +37,7 @@ fn main() -> ExitCode {
     } else {
         enter_namespaces(filter.as_deref()).map(|()| false)
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit_code::of(done)
 }
 
 /// Runs this program again in a network namespace and a mount namespace of its own. Returns only if that fails.

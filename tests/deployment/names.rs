@@ -50,16 +50,7 @@ impl Shops {
 
     /// A service that accepts nothing, with 20 connections that wait.
     fn jammed(&self, user: u32) -> Result<Service> {
-        let jam = [
-            "jam",
-            "--listen",
-            "127.0.0.1:0",
-            "--backlog",
-            "20",
-            "--waiting",
-            "20",
-        ];
-        Service::start(&mut self.command(user)?, &jam)
+        Service::jammed(&mut self.command(user)?, 20)
     }
 
     /// A process that does nothing.

@@ -15,6 +15,9 @@ use crate::{process::Process, temp::TempDir};
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Backlog of a service that accepts nothing. The kernel lets one more connection wait.
+const JAM_BACKLOG: u32 = 20;
+
 /// A running service that listens.
 pub struct Service {
     process: Process,
@@ -31,6 +34,15 @@ impl Service {
             .parse()
             .with_context(|| format!("parse the address {address:?}"))?;
         Ok(Self { process, address })
+    }
+
+    /// A service that accepts nothing, while this many connections wait: with 21, its accept queue is full. `command` is as for
+    /// [`Service::start`].
+    pub fn jammed(command: &mut Command, waiting: u32) -> Result<Self> {
+        let (backlog, waiting) = (JAM_BACKLOG.to_string(), waiting.to_string());
+        let listen = ["jam", "--listen", "127.0.0.1:0"];
+        command.args(listen);
+        Self::start(command, &["--backlog", &backlog, "--waiting", &waiting])
     }
 
     pub fn process(&self) -> &Process {

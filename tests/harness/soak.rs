@@ -26,6 +26,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often memory and descriptors are read.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
+/// Connections that wait at a service that jams: its accept queue is full.
+const JAMMED: u32 = 21;
 /// A service jams for this long, and the next one jams after the same time.
 const JAM: Duration = Duration::from_secs(4);
 /// Growth of memory that is allowed from the second to the last third, as a share and in bytes: the allocator's own, and queues that are
@@ -107,7 +109,7 @@ pub fn run(plan: &Plan<'_>, progress: impl Fn(&str)) -> Result<Outcome> {
                 Some(_) => None,
                 None => {
                     jams += 1;
-                    Some(jammed(plan.subject)?)
+                    Some(Service::jammed(&mut Command::new(plan.subject), JAMMED)?)
                 }
             };
         }
@@ -263,20 +265,6 @@ fn of_process(pid: u32) -> Result<Use> {
         memory_bytes: pages * rustix::param::page_size() as u64,
         descriptors: descriptors.count(),
     })
-}
-
-/// A full accept queue.
-fn jammed(subject: &Path) -> Result<Service> {
-    let args = [
-        "jam",
-        "--listen",
-        "127.0.0.1:0",
-        "--backlog",
-        "20",
-        "--waiting",
-        "21",
-    ];
-    Service::start(&mut Command::new(subject), &args)
 }
 
 /// Processes and connections that come and go.

@@ -42,7 +42,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tailback_tests::{
-    program, python,
+    exit_code, program, python,
     scenario::{Listed, Outcome, Row},
 };
 
@@ -92,14 +92,7 @@ fn main() -> ExitCode {
         }),
         _ => play_all(&args),
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit_code::of(done)
 }
 
 /// The command line.
