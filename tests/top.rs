@@ -124,7 +124,7 @@ fn top_shows_what_a_running_agent_knows_and_when_it_is_gone() -> Result<()> {
     let screen = pty.screen();
     ensure!(!screen.contains("no agent runs"), "{screen}");
     agent.process().signal(Signal::KILL)?;
-    pty.wait("no reply of the agent")?;
+    pty.wait("no reply from the agent")?;
     // Ctrl-C, which a raw terminal passes on as a key.
     pty.write("\u{3}")?;
     check_restored(&mut pty, Some(0))

@@ -38,12 +38,15 @@ const KIND: usize = 11;
 const MAX_NAME: usize = 40;
 /// Width of the column of services; queues get the rest.
 const MAX_SERVICE: usize = 24;
-/// Rows of the list that are always there, of those that the details of the selected service leave.
+/// Minimum number of rows of the list, however long the details of the selected service are.
 const MIN_LIST: usize = 3;
 
 const HELP: &[(&str, &str)] = &[
     ("↑ ↓, k j", "select a service; in the details: scroll"),
-    ("PgUp PgDn, g G", "further up and down"),
+    (
+        "PgUp PgDn, g G",
+        "10 lines up or down; to the first, to the last",
+    ),
     ("Enter", "the details of the selected service, and back"),
     (
         "Esc",
@@ -56,7 +59,7 @@ const HELP: &[(&str, &str)] = &[
 ];
 
 const LEGEND: &[&str] = &[
-    "DEPTH   items in the worst queue of the service, of its limit",
+    "DEPTH   items in the worst queue of the service, and its limit",
     "WAIT    the estimated delay there, or the age of the oldest item if greater",
     "TREND   depth since the start, at most over the last ten minutes",
     "ADMIT   share of new work that the service is signalled to admit",

@@ -32,7 +32,7 @@ use self::{
 };
 use super::{Failure, Targets, exit_code::Outcome, logging, output::colour, session::Stop};
 
-/// Longest wait for a key before signals and the source are looked after.
+/// Longest wait for a key before signals and the source are checked.
 const MAX_WAIT: Duration = Duration::from_millis(200);
 /// Interval of the frames where the cursor cannot be moved.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);

@@ -34,7 +34,7 @@ pub(super) struct Player {
     next: Option<Sample>,
     began_ns: u64,
     ended_ns: u64,
-    /// Position: the recorded time that was shown at a moment of this one. It stands still during a pause.
+    /// Position: a time in the recording, and when it was shown. It does not advance during a pause.
     at: (u64, Instant),
     is_paused: bool,
     viewed_ns: Option<u64>,
@@ -119,7 +119,7 @@ impl Player {
         self.is_paused = is_paused;
     }
 
-    /// Moves by this many seconds. Back means again from the beginning: the pipeline has no way back.
+    /// Moves by this many seconds. Seeking back replays from the beginning, because the pipeline cannot run backwards.
     pub(super) fn seek(&mut self, seconds: i64) -> Outcome<()> {
         let by_ns = seconds.unsigned_abs().saturating_mul(1_000_000_000);
         let to_ns = if seconds < 0 {

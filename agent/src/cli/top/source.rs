@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// CPU budget of own samples, as a share of one core: that of `diagnose`, for a person waits.
+/// CPU budget of own samples, as a share of one core: that of `diagnose`, because a person is waiting.
 const CPU_BUDGET: f64 = 0.05;
 /// How often an agent is asked, and a new view is made from own samples.
 const VIEW_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,9 +45,9 @@ pub(super) struct Shown {
     pub(super) origin: String,
     /// Adapters, each with the service that it serves; `None`: all.
     pub(super) adapters: Vec<(String, Option<String>)>,
-    /// Nothing is published: what is shown as signal would be.
+    /// Nothing is published: the signals shown are those that an agent would publish.
     pub(super) is_unpublished: bool,
-    /// Why the view is old.
+    /// Why the view is out of date, or ends early.
     pub(super) problem: Option<String>,
 }
 
@@ -191,7 +191,7 @@ impl Agent {
             Ok((view, process)) => self.last = shown(view, process.as_ref()),
             Err(error) => {
                 self.last.problem = Some(format!(
-                    "no reply of the agent, so all signals have failed open: {error}"
+                    "no reply from the agent: {error}. If it has stopped, all signals have failed open"
                 ));
             }
         }

@@ -100,7 +100,7 @@ impl State {
                     _ => Page::Help,
                 };
             }
-            // As in other programs: back, and out at the end.
+            // Back. In the list it selects the worst service again; it never quits.
             KeyCode::Esc => match self.page {
                 Page::Services => self.selected = None,
                 _ => self.page = Page::Services,

@@ -84,15 +84,15 @@ fn without_an_agent_the_signal_is_marked_as_not_published() {
     let text = screen(80, 24, &mut State::new(Colour::Never, false), &own);
     assert!(text.contains("not published: no agent runs"), "{text}");
     let gone = Shown {
-        problem: Some("no reply of the agent".to_owned()),
+        problem: Some("no reply from the agent".to_owned()),
         ..shown()
     };
     let text = screen(80, 24, &mut State::new(Colour::Never, false), &gone);
-    assert!(text.contains("no reply of the agent"), "{text}");
+    assert!(text.contains("no reply from the agent"), "{text}");
 }
 
 #[test]
-fn any_size_can_be_drawn_and_no_line_is_wider_than_the_screen() {
+fn any_size_can_be_drawn() {
     for (columns, rows) in [(1, 1), (10, 3), (20, 5), (40, 10), (79, 24), (300, 100)] {
         let mut state = State::new(Colour::Always, true);
         for key in ['x', '?', '?'] {

@@ -18,7 +18,7 @@ use crate::{
 /// When the fixture's view is made, seconds.
 const NOW: u64 = 80;
 
-/// A queue with `depth` items, of which each has waited for 23 ms.
+/// A queue with `depth` items, of which each takes 23 ms to serve: the wait is `depth` × 23 ms.
 pub(crate) fn gauge(depth: u64, limit: u64, level: Level) -> Gauge {
     Gauge {
         level,

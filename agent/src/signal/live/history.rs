@@ -65,7 +65,7 @@ pub(super) fn wait_ns(gauge: &Gauge) -> Option<u64> {
         .filter(|_| gauge.depth > 0)
 }
 
-/// The past of one queue. Before its first point, the queue was empty.
+/// The past of one queue. Before its first point, the queue was empty or had no history.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
     past: VecDeque<Point>,
@@ -147,7 +147,7 @@ impl Histories {
     pub(super) fn read(&mut self, mono_ns: u64, pressures: &[Pressure]) {
         let began_ns = *self.point_began_ns.get_or_insert(mono_ns);
         let histories = Arc::make_mut(&mut self.by_key);
-        // After a pause (a suspended machine) the points in between are empty.
+        // After a pause (a stopped process) the points in between are empty.
         let passed = mono_ns.saturating_sub(began_ns) / self.point_ns;
         if passed > 0 {
             self.point_began_ns = Some(began_ns + passed * self.point_ns);

@@ -24,7 +24,7 @@ use crate::{
     sample::{Target, TargetId},
 };
 
-/// Shortest and longest point of a recording, ns: about twice the usual sampling interval, and that of a running agent.
+/// Shortest and longest point of a recording, ns: twice the default sampling interval, and the point of a running agent.
 const MIN_POINT_NS: u64 = 200_000_000;
 const MAX_POINT_NS: u64 = 5_000_000_000;
 
@@ -60,7 +60,8 @@ impl Live {
         self.episodes.take(event)
     }
 
-    /// Adds the state after a sample, if the last reading is not too recent (of an agent, a second ago). Returns whether it was time to.
+    /// Adds the state after a sample, unless the last reading is too recent (in an agent: less than 1 s ago). Returns whether
+    /// it was added.
     pub fn read(&mut self, mono_ns: u64, unix_ns: u64, pressures: &[Pressure]) -> bool {
         let is_first = self.began_unix_ns.is_none();
         if !is_first && mono_ns.saturating_sub(self.read_ns) < self.histories.interval_ns() {

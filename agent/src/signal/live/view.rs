@@ -18,7 +18,7 @@ use crate::{
     signal::pressure::Pressure,
 };
 
-// Bounds: the view is made and sent once a second for each spectator.
+// Bounds: the view is made and sent once a second for each client.
 
 /// Services. The view counts the others, which are no worse.
 const MAX_SERVICES: usize = 200;
@@ -135,7 +135,7 @@ pub struct Queue {
     pub losses: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_to_full_ns: Option<u64>,
-    /// Maxima per point, oldest first; the last is in progress. Before the first, the queue was empty.
+    /// Maxima per point, oldest first; the last is in progress. Before the first, the queue was empty or had no history.
     pub depths: Vec<u64>,
     pub waits_ms: Vec<u32>,
 }
@@ -163,7 +163,7 @@ pub struct Episode {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_max_ns: Option<u64>,
     pub losses: u64,
-    /// Absent until its threads have been sampled, like the keys below.
+    /// Absent until its threads have been sampled, like `verdict`, `confidence` and `root`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Cause and culprit in words.
