@@ -236,7 +236,7 @@ fn a_web_page_whose_name_resolves_to_loopback_reads_nothing() -> Result<()> {
     browser.open(&format!("http://localhost:{port}/"))?;
     browser.wait(
         "the service to be shown",
-        "document.body.innerText.includes('shop')",
+        "document.body?.innerText.includes('shop') === true",
     )?;
     Ok(())
 }
