@@ -87,6 +87,10 @@ impl CpuBudget {
         };
     }
 
+    pub(super) fn spends(&self) -> bool {
+        self.spends
+    }
+
     /// Whether an incident has begun, in which saved CPU time is spent.
     pub(super) fn set_spending(&mut self, spends: bool) {
         self.spends = spends;

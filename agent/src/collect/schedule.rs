@@ -117,7 +117,6 @@ pub struct Schedule {
     /// Focus samples so far, modulo 2^32.
     focus_samples: u32,
     focused: bool,
-    spends: bool,
     late: u64,
 }
 
@@ -134,7 +133,6 @@ impl Schedule {
             last_focus_ns: now_ns,
             focus_samples: 0,
             focused: false,
-            spends: false,
             late: 0,
         }
     }
@@ -253,11 +251,12 @@ impl Schedule {
     /// Whether an incident has just begun: CPU time that was saved is spent. Scans that are late by the
     /// intervals that this allows are made now.
     pub fn set_spending(&mut self, spends: bool, now_ns: u64) {
-        let begins = spends && !self.spends;
-        self.spends = spends;
+        if spends == self.allocation.spends() {
+            return;
+        }
         let before = self.allocation.intervals_ns();
         self.allocation.set_spending(spends);
-        if !begins {
+        if !spends {
             return;
         }
         let due = [

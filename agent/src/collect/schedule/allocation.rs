@@ -100,6 +100,10 @@ impl Allocation {
         self.focused = focused;
     }
 
+    pub(super) fn spends(&self) -> bool {
+        self.governor.spends()
+    }
+
     pub(super) fn set_spending(&mut self, spends: bool) {
         self.governor.set_spending(spends);
     }
