@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use super::{
     live::Live, pages::PageCounts, pressure::Pressure, readers::ReaderCache,
@@ -102,6 +102,8 @@ pub struct ConfigFile {
 pub struct SharedState {
     lines: broadcast::Sender<Arc<Line>>,
     snapshot: Mutex<Arc<Snapshot>>,
+    /// Notified after each new snapshot.
+    changed: Notify,
     waits: Mutex<WaitHistograms>,
     config_file: Mutex<Option<Arc<ConfigFile>>>,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
@@ -115,6 +117,7 @@ impl Default for SharedState {
         Self {
             lines: broadcast::Sender::new(MAX_LAG_LINES),
             snapshot: Mutex::default(),
+            changed: Notify::new(),
             waits: Mutex::default(),
             config_file: Mutex::default(),
             subscribers: Mutex::default(),
@@ -141,6 +144,7 @@ impl SharedState {
     /// Replaces the state after a sample.
     pub fn set(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        self.changed.notify_waiters();
     }
 
     /// Replaces the state of the configuration file.
@@ -185,6 +189,19 @@ impl SharedState {
             causes: Causes::default(),
             ..Snapshot::clone(&snapshot)
         })
+    }
+
+    /// Waits for a state that is current: at once, except before the first sample and while the agent's loop hangs.
+    pub async fn current_snapshot(&self) -> Arc<Snapshot> {
+        loop {
+            // Created before the check, so that a change in between is not missed.
+            let changed = self.changed.notified();
+            let snapshot = self.snapshot();
+            if snapshot.is_current() {
+                return snapshot;
+            }
+            changed.await;
+        }
     }
 
     /// Registers a subscriber; the returned number is for [`SharedState::remove_subscriber`].

@@ -1,6 +1,6 @@
 //! The unix stream `agent.sock`: JSON lines for clients that send a one-line request.
 //!
-//! `{"target": "shop", "min_level": "warn"}` subscribes (both keys are optional): the present state at once, then levels,
+//! `{"target": "shop", "min_level": "warn"}` subscribes (both keys are optional): the present state first, then levels,
 //! episodes and causes as they happen. `{"ask": "status"}`, `{"ask": "metrics"}` and `{"ask": "live"}` get one reply, and the
 //! connection is closed. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
 
@@ -196,7 +196,18 @@ async fn forward(
                 .as_deref()
                 .is_none_or(|wanted| target == Some(wanted))
     };
-    let standing = status::standing(&state.snapshot(), |name| is_wanted(Some(name), Level::Full));
+    // Further input is ignored; only the end of the connection matters.
+    let mut further = [0; 256];
+    let snapshot = loop {
+        tokio::select! {
+            snapshot = state.current_snapshot() => break snapshot,
+            read = reader.read(&mut further) => match read {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            },
+        }
+    };
+    let standing = status::standing(&snapshot, |name| is_wanted(Some(name), Level::Full));
     if timeout(CLIENT_TIMEOUT, writer.write_all(standing.as_bytes()))
         .await
         .is_err()
@@ -204,8 +215,6 @@ async fn forward(
         state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    // Further input is ignored; only the end of the connection matters.
-    let mut further = [0; 256];
     loop {
         let line: Arc<Line> = tokio::select! {
             line = lines.recv() => match line {
@@ -242,11 +251,60 @@ fn error(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emit::json::reference::assert_documented;
+    use crate::{
+        emit::json::reference::assert_documented,
+        sample::Target,
+        signal::{PressureTracker, state::Snapshot},
+    };
 
     #[test]
     fn the_keys_of_an_error_are_those_of_the_documentation() {
         let error = serde_json::from_str(&error("too many subscribers")).unwrap();
         assert_documented("error", &[error]);
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_of_a_hung_agent_gets_the_state_first_when_it_continues() {
+        let shop = Arc::new(Target {
+            name: "shop".to_owned(),
+            ..Target::default()
+        });
+        let pressures =
+            PressureTracker::default().read(0, std::iter::empty(), std::iter::once(&shop));
+        let state = Arc::new(SharedState::default());
+        let (client, server) = UnixStream::pair().unwrap();
+        let (client_reader, mut client_writer) = client.into_split();
+        client_writer
+            .write_all(b"{\"target\": \"shop\"}\n")
+            .await
+            .unwrap();
+        let served = tokio::spawn({
+            let state = Arc::clone(&state);
+            async move { serve_one(server, &state, Path::new("/"), &Semaphore::new(1)).await }
+        });
+        while state.subscribers().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // An event of the sample that ends the hang; its state is set afterwards.
+        state.publish(Line {
+            target: Some("shop".to_owned()),
+            level: Level::Full,
+            text: "{\"type\": \"level\"}\n".to_owned(),
+        });
+        tokio::task::yield_now().await;
+        state.set(Snapshot {
+            until_ns: u64::MAX,
+            pressures: Arc::new(pressures),
+            names: Arc::new(vec!["shop".to_owned()]),
+            ..Snapshot::default()
+        });
+        let mut lines = BufReader::new(client_reader).lines();
+        for expected in ["pressure", "level"] {
+            let line = lines.next_line().await.unwrap().unwrap();
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["type"], expected);
+        }
+        drop((lines, client_writer));
+        served.await.unwrap();
     }
 }
