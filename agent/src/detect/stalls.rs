@@ -71,11 +71,12 @@ impl Stalls {
             self.end(now_ns);
             self.had_ready = false;
         }
-        // Not known before Linux 5.17.
-        self.had_ready |= reading.extra("ready").is_none_or(|ready| ready > 0.0);
-        let age_ns = reading.oldest_age_ns.unwrap_or(0);
-        if age_ns >= MIN_TURN_NS && self.had_ready {
-            self.current_ns = self.current_ns.max(Some(age_ns));
+        if let Some(age_ns) = reading.oldest_age_ns {
+            // Not known before Linux 5.17, nor if the list changes during the walk.
+            self.had_ready |= reading.extra("ready").is_none_or(|ready| ready > 0.0);
+            if age_ns >= MIN_TURN_NS && self.had_ready {
+                self.current_ns = self.current_ns.max(Some(age_ns));
+            }
         }
         let recurring_ns = self.settle(now_ns);
         let mut ends = self.ended.iter().map(|(ended_ns, _)| *ended_ns);
@@ -182,7 +183,8 @@ mod tests {
                 depth: 8,
                 oldest_age_ns: in_turn.then_some(place * TICK_NS),
                 departures: Some(u64::from(place == 0)),
-                extra: vec![("ready", ready)],
+                // Only known during a turn.
+                extra: Vec::from_iter(in_turn.then_some(("ready", ready))),
                 ..Reading::default()
             }
         };
