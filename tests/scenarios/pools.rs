@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use tailback_tests::{
     apache::Apache,
     haproxy::Haproxy,
@@ -18,7 +19,7 @@ use crate::{
     limits::Bursts,
     peers::callers,
     play::{Culprit, Play},
-    programs::{DEADLINE, load, steady_load, with_children},
+    programs::{DEADLINE, go_module, load, steady_load, with_children},
 };
 
 /// Connections in each pool.
@@ -52,6 +53,32 @@ pub fn leaked_in_java(play: &mut Play) -> Result<()> {
     play.removing(Some(&load));
     load.set_rate(5.0)?;
     http::get(ports::local(free), "/", DEADLINE)?;
+    play.recover()
+}
+
+/// The same with Go's database/sql: rows that are not closed keep their connections.
+pub fn leaked_in_go(play: &mut Play) -> Result<()> {
+    let postgres = Postgres::start()?;
+    let directory = TempDir::new("shop")?;
+    let address = ports::local(ports::free()?);
+    let mut command = Command::new(go_module(&directory, "shop")?);
+    for number in [address.port(), postgres.port()] {
+        command.arg(number.to_string());
+    }
+    let service = Process::start("shop", command.arg(POOL.to_string()))?;
+    service.wait_line("listening", DEADLINE)?;
+    let load = load(address, "/", 30.0)?;
+    play.watch_pid(service.pid())?;
+    play.healthy()?;
+    let pool = format!("a pool of {POOL} connections");
+    play.planted(Culprit::process(service.pid()).or(&pool));
+    for _ in 0..POOL {
+        http::get(address, "/leak", DEADLINE)?;
+    }
+    play.hold()?;
+    play.removing(Some(&load));
+    load.set_rate(5.0)?;
+    service.signal(Signal::USR2)?;
     play.recover()
 }
 

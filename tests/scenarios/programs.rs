@@ -1,6 +1,12 @@
 //! The servers and callers that several scenarios share.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    ffi::OsStr,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 pub use tailback_tests::workloads::{Program, app};
@@ -53,13 +59,23 @@ pub fn with_children(pid: u32) -> Result<Vec<u32>> {
 /// Compiles a Go program into the directory and returns its path.
 pub fn go(directory: &TempDir, name: &str, text: &str) -> Result<PathBuf> {
     let source = directory.write(&format!("{name}.go"), text)?;
+    go_build(directory, name, directory.path(), source.as_os_str())
+}
+
+/// The same for a module in `apps`. Go downloads what it requires, once.
+pub fn go_module(directory: &TempDir, name: &str) -> Result<PathBuf> {
+    let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/apps");
+    go_build(directory, name, &apps.join(name), OsStr::new("."))
+}
+
+fn go_build(directory: &TempDir, name: &str, at: &Path, what: &OsStr) -> Result<PathBuf> {
     let binary = directory.path().join(name);
     let mut go = Command::new(program::need(&["go"])?);
-    let built = go.args(["build", "-o"]).arg(&binary).arg(source).output();
-    let built = built.context("start go")?;
+    go.current_dir(at).args(["build", "-o"]).arg(&binary);
+    let built = go.arg(what).output().context("start go")?;
     ensure!(
         built.status.success(),
-        "go build {name}.go: {}",
+        "go build {name}: {}",
         String::from_utf8_lossy(&built.stderr)
     );
     Ok(binary)

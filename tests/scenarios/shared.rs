@@ -67,6 +67,30 @@ pub fn file_lock(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
+/// A job in PHP holds the lock on the cache file that each request of PHP's own server needs.
+pub fn file_lock_in_php(play: &mut Play) -> Result<()> {
+    let directory = TempDir::new("php")?;
+    let script = directory.write("cached.php", include_str!("apps/cached.php"))?;
+    let cache = directory.path().join("cache");
+    let php = program::need(&["php"])?;
+    let address = ports::local(ports::free()?);
+    let mut command = Command::new(&php);
+    command.env("PHP_CLI_SERVER_WORKERS", "4");
+    command.args(["-S", &address.to_string()]).arg(&script);
+    let server = Process::start("php", command.env("CACHE", &cache))?;
+    server.wait_response(address, DEADLINE)?;
+    let load = load(address, "/", REQUESTS_PER_S)?;
+    play.watch_pid(server.pid())?;
+    play.healthy()?;
+    let mut command = Command::new(&php);
+    let job = Process::start("job", command.arg(&script).env("CACHE", &cache))?;
+    play.planted(Culprit::process(job.pid()));
+    play.hold()?;
+    play.removing(Some(&load));
+    drop(job);
+    play.recover()
+}
+
 /// Another process waits for Redis while it holds the lock.
 pub fn file_lock_downstream(play: &mut Play) -> Result<()> {
     let directory = TempDir::new("shared")?;

@@ -444,6 +444,15 @@ pub const SCENARIOS: &[Scenario] = &[
         play: shared::file_lock,
     },
     Scenario {
+        name: "file-lock-php",
+        on: "PHP's own server with four workers, a job in PHP",
+        planted: Some(planted("lock_contention", &["accept"])),
+        programs: &["php"],
+        modules: &[],
+        room: Little,
+        play: shared::file_lock_in_php,
+    },
+    Scenario {
         name: "file-lock-downstream",
         on: "a service of several processes, another that calls Redis",
         planted: Some(planted("downstream_slow", &["accept"])),
@@ -689,6 +698,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         room: Little,
         play: pools::leaked_in_java,
+    },
+    Scenario {
+        name: "leaked-rows-go",
+        on: "Go with database/sql -> PostgreSQL",
+        planted: Some(planted("pool_exhausted", THREADED)),
+        programs: &["go", "psql"],
+        modules: &[],
+        room: Little,
+        play: pools::leaked_in_go,
     },
     Scenario {
         name: "vm-lock",

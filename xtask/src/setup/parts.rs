@@ -46,6 +46,7 @@ pub fn table() -> Vec<Part> {
             &["mariadb-server-core", "mariadb-client-core"],
         ),
         program("puma", &[Test], &["puma"]),
+        program("php", &[Test], &["php-cli"]),
         program("openssl", &[Test, Cluster], &["openssl"]),
         part("Go", &[Test, Cluster], Kind::Go),
         program("node", &[Test], &["nodejs"]),
