@@ -182,6 +182,7 @@ incidents! {
         "6 workers, all held by idle keep-alive connections",
     )),
     file_lock "file-lock" Some(planted(LockContention, &[Accept, Inflight], "(11578)")),
+    file_lock_php "file-lock-php" Some(planted(LockContention, &[Accept, Inflight], "name-a (16554)")),
     file_lock_downstream "file-lock-downstream" Some(Planted {
         // Another client keeps Redis busy.
         elsewhere: &[CpuBound],
@@ -270,6 +271,11 @@ incidents! {
         ongoing: true,
         ..planted(PoolExhausted, &[Inflight], "a pool of 8 connections to 127.0.0.1:29652")
     }),
+    leaked_rows_go "leaked-rows-go" Some(planted(
+        PoolExhausted,
+        &[Inflight],
+        "a pool of 4 connections to 127.0.0.1:14292",
+    )),
     leaked_connections_java "leaked-connections-java" Some(planted(
         PoolExhausted,
         &[Inflight, Recv],
