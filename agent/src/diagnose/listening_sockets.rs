@@ -33,6 +33,8 @@ pub(super) struct ListeningSockets {
     seconds: Seconds<BTreeMap<(TargetId, SocketAddr, u64), Count>>,
     /// Depth of each socket in the latest sample, by its cookie.
     depths: HashMap<u64, u32>,
+    /// When an accept queue of a service in focus was last full, CLOCK_MONOTONIC, ns, by service and port; `None`: it was not.
+    full_ns: BTreeMap<(TargetId, u16), Option<u64>>,
 }
 
 /// What was seen of one socket.
@@ -79,10 +81,18 @@ impl ListeningSockets {
         };
         let sockets = self.seconds.at(sample.mono_ns);
         let before = std::mem::take(&mut self.depths);
+        self.full_ns
+            .retain(|(target, _), _| focus_scope.contains(target));
         for listener in &sample.listeners {
             let Some(target) = in_focus(listener) else {
                 continue;
             };
+            let port = (target, listener.address.port());
+            if self.full_ns.contains_key(&port) || self.full_ns.len() < MAX_SOCKETS {
+                let full_ns = self.full_ns.entry(port).or_default();
+                let is_full = listener.depth > listener.limit;
+                *full_ns = is_full.then_some(sample.mono_ns).or(*full_ns);
+            }
             let key = (target, listener.address, listener.cookie);
             if !sockets.contains_key(&key) && sockets.len() >= MAX_SOCKETS {
                 continue;
@@ -98,6 +108,12 @@ impl ListeningSockets {
             count.accepted += u32::from(fell);
             self.depths.insert(listener.cookie, listener.depth);
         }
+    }
+
+    /// Whether an accept queue of this port was full at or after this time, ns. `None`: it was not sampled.
+    pub(super) fn was_full(&self, target: TargetId, port: u16, since_ns: u64) -> Option<bool> {
+        let full_ns = self.full_ns.get(&(target, port))?;
+        Some(full_ns.is_some_and(|full_ns| full_ns >= since_ns))
     }
 
     /// Whether the sockets of an address were used unevenly in this time.

@@ -12,6 +12,8 @@ const REPORT_INTERVAL_NS: u64 = 30_000_000_000;
 /// The same cause with another culprit is reported at most this often, ns: the first verdict can rest on half a second, in which
 /// the culprit was not known yet.
 const CULPRIT_INTERVAL_NS: u64 = 1_000_000_000;
+/// A queue that is empty in at least this share of its samples fills in bursts.
+const MIN_EMPTY_IN_BURSTS: f64 = 0.5;
 /// Maximum number of changes of cause kept for an episode.
 const MAX_CHANGES: usize = 32;
 
@@ -51,8 +53,11 @@ impl OpenEpisode {
     pub(super) fn update(&mut self, at: Instant, verdict: &Arc<Verdict>) -> Vec<Event> {
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
         self.judged_ns = at.mono_ns;
-        // While a queue drains, its workers are busy with the backlog. That says nothing about why it filled.
-        if self.episode.is_draining() {
+        // While a queue drains, its workers are busy with the backlog. That says nothing about why it filled. But one that is empty
+        // in most samples drains after each burst: it may never be judged otherwise.
+        let in_bursts = self.episode.empty_share >= MIN_EMPTY_IN_BURSTS;
+        let is_judged = self.verdict.cause != Cause::Unknown;
+        if self.episode.is_draining() && (is_judged || !in_bursts) {
             return Vec::new();
         }
         self.durations.add(verdict, elapsed_ns);

@@ -665,6 +665,20 @@ impl Topology {
         self.listeners.of(link.netns, link.local, link.remote)
     }
 
+    /// Whether this connection request cannot wait for the process that listens: the kernel answers it whatever that process does,
+    /// unless the accept queue is full, which it was not since the request was sent. So it is lost or held up on its way.
+    pub(super) fn is_on_its_way(&self, link: &Link, cookie: u64, targets: &Targets) -> bool {
+        let Some(since_ns) = self.connecting.get(&cookie) else {
+            return false;
+        };
+        let listener = self.listener_of(link).and_then(|tgid| targets.of(tgid));
+        let was_full = listener.and_then(|service| {
+            let port = link.remote.port();
+            self.listening.was_full(service, port, *since_ns)
+        });
+        was_full == Some(false)
+    }
+
     /// Whether some listening sockets of an address had a standing queue in this time while others were empty.
     pub(super) fn uneven(
         &self,

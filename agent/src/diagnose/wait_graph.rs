@@ -331,6 +331,13 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     match (step.activity, resource) {
         (Activity::Downstream | Activity::PeerRead, Resource::Connection(cookie)) => {
             let link = view.topology.link(*cookie)?;
+            // The peer has room: the data is held up on its way, and no thread can do anything about it.
+            if step.activity == Activity::PeerRead && !link.peer_has_no_room() {
+                return None;
+            }
+            if view.topology.is_on_its_way(link, *cookie, view.targets) {
+                return Some(Next::Remote(link.remote.to_string()));
+            }
             Some(other_end(view, step, link))
         }
         (Activity::Downstream, Resource::Datagrams(remote)) => {

@@ -6,7 +6,10 @@ use super::{
     super::open_episode::OpenEpisode,
     scene::{Scene, filling},
 };
-use crate::event::{Culprit, CulpritKind, Event, Instant, Verdict};
+use crate::{
+    cause::Cause,
+    event::{Culprit, CulpritKind, Episode, Event, Instant, Verdict},
+};
 
 /// The culprits that are reported after the first verdict, of verdicts that are made at these times.
 fn reported(verdicts: &[(u64, &str)]) -> Vec<String> {
@@ -48,4 +51,37 @@ fn another_culprit_is_reported_at_most_once_a_second() {
         reported(&[(1_100, "b"), (1_200, "a"), (2_200, "a")]),
         ["b", "a"]
     );
+}
+
+#[test]
+fn a_queue_that_drains_is_judged_only_if_it_fills_in_bursts_and_has_no_verdict_yet() {
+    let any = Scene::of(&[&[10]]).verdict(&filling());
+    let of = |cause: Cause| {
+        Arc::new(Verdict {
+            cause,
+            ..any.clone()
+        })
+    };
+    let at = |ms: u64| Instant {
+        mono_ns: ms * 1_000_000,
+        unix_ns: 0,
+    };
+    for (empty_share, first, expected) in [
+        (0.9, Cause::Unknown, Cause::UndersizedLimit),
+        (0.1, Cause::Unknown, Cause::Unknown),
+        (0.9, Cause::CpuBound, Cause::CpuBound),
+    ] {
+        let episode = Episode {
+            depth: 0,
+            depth_max: 8,
+            empty_share,
+            ..filling()
+        };
+        let mut open = OpenEpisode::new(at(0), episode, of(first));
+        open.update(at(1_000), &of(Cause::UndersizedLimit));
+        assert_eq!(
+            open.verdict.cause, expected,
+            "empty: {empty_share}, {first:?}"
+        );
+    }
 }

@@ -4,7 +4,10 @@ use super::{
     super::wait_graph::{ChainEnd, Step},
     scene::{Scene, local, thread},
 };
-use crate::{event::Activity, sample::Wait};
+use crate::{
+    event::Activity,
+    sample::{Listening, Wait},
+};
 
 fn last(steps: &[Step]) -> (u32, Activity, Option<ChainEnd>) {
     let last = steps.last().unwrap();
@@ -80,6 +83,32 @@ fn a_chain_ends_at_a_process_that_is_not_sampled() {
     scene.take_samples(40, &[thread(10, 0).reads(5)]);
     let unsampled = Some(ChainEnd::Unsampled(99));
     assert_eq!(last(&scene.chain(1)), (10, Activity::Downstream, unsampled));
+}
+
+#[test]
+fn a_connection_request_waits_for_the_process_that_listens_only_if_the_accept_queue_was_full() {
+    // The server waits for the client, as one whose response does not get through.
+    for (depth, is_full) in [(0, false), (100, false), (101, true)] {
+        let mut scene = Scene::of(&[&[10], &[20]]);
+        scene.joins(1, (20, 5), (10, 7), 7001);
+        scene.awaits(1);
+        scene.calls(3, (10, 6), local(9090)).state = 2;
+        scene.accepts(4, (20, 8), 9090);
+        let listener = scene.sample().listeners.last_mut().unwrap();
+        listener.depth = depth;
+        scene.sample().listening = Some(vec![Listening {
+            netns: 1,
+            address: local(9090),
+            tgid: 20,
+            name: "nginx".to_owned(),
+        }]);
+        let connects = thread(10, 0).call(libc::SYS_connect, [6, 0, 16, 0]);
+        scene.take_samples(60, &[connects, thread(20, 0).reads(5)]);
+        let remote = ChainEnd::Remote("127.0.0.1:9090".to_owned());
+        let end = last(&scene.chain(1)).2;
+        let expected = if is_full { ChainEnd::Cycle } else { remote };
+        assert_eq!(end, Some(expected), "depth {depth}");
+    }
 }
 
 #[test]
