@@ -41,7 +41,7 @@ const MISSING_CHECKS: u32 = 5;
 const MIN_SILENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the text of a client that may send one. HAProxy sends it when the connection is established.
 const TEXT_TIMEOUT: Duration = Duration::from_millis(50);
-/// The same for a client that sent it later than that.
+/// The same for a client that has always sent one, or sent it later than that: it may be held up.
 const LATE_TEXT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Lowest admit ratio, in percent: a weight below 100 ÷ this cannot express it.
 const MIN_PERCENT: u32 = (100.0 * MIN_ADMIT_RATIO) as u32;
@@ -131,7 +131,8 @@ impl AgentChecks {
                     is_late: false,
                     checks: 0,
                     last,
-                    intervals: VecDeque::from([interval; MIN_INTERVALS]),
+                    // As many as let one late check pass, which may be the first.
+                    intervals: VecDeque::from([interval; MIN_INTERVALS_TO_IGNORE_ONE]),
                 });
             }
         }
@@ -140,9 +141,11 @@ impl AgentChecks {
     /// How long to wait for the text of a client before the reply.
     pub fn text_timeout(&self, peer: Peer) -> Duration {
         let of_peer = || self.clients.iter().filter(|client| client.peer == peer);
-        if of_peer().any(|client| client.is_late) {
+        let is_known = of_peer().next().is_some();
+        let sends_one = is_known && of_peer().all(|client| !client.text.is_empty());
+        if sends_one || of_peer().any(|client| client.is_late) {
             LATE_TEXT_TIMEOUT
-        } else if of_peer().next().is_some() && of_peer().all(|client| client.text.is_empty()) {
+        } else if is_known && of_peer().all(|client| client.text.is_empty()) {
             Duration::ZERO
         } else {
             TEXT_TIMEOUT
@@ -424,7 +427,11 @@ mod tests {
         assert_eq!(checks.text_timeout(LB1), Duration::ZERO);
         checks.text_was_late(LB1);
         assert_eq!(checks.text_timeout(LB1), LATE_TEXT_TIMEOUT);
+        assert_eq!(checks.text_timeout(LB2), TEXT_TIMEOUT);
         checks.check(LB2, b"weight=100", now);
+        assert_eq!(checks.text_timeout(LB2), LATE_TEXT_TIMEOUT);
+        // Another one at its address sends none.
+        checks.check(LB2, b"", now);
         assert_eq!(checks.text_timeout(LB2), TEXT_TIMEOUT);
     }
 
@@ -438,7 +445,8 @@ mod tests {
         }
         let mut next = AgentChecks::new(true, began);
         next.restore(&previous.to_json(began + ms(700)), began + ms(700));
-        let known = next.check(peer, b"weight=100", began + ms(800));
+        // Although its first check is late.
+        let known = next.check(peer, b"weight=100", began + ms(2_000));
         assert_eq!((known.weight, known.is_fast), (Some(100), true));
         for garbage in [
             json!(null),

@@ -245,6 +245,8 @@ fn stdout_notice(lines: u64) -> Option<Notice> {
 /// The clock of a live session: waits until a sample is due, takes it, and accounts for its CPU cost.
 pub(super) struct SamplingClock {
     collector: Collector,
+    /// How long to sample, and when that is over: set with the first sample.
+    duration: Option<Duration>,
     end: Option<Instant>,
     plan: crate::collect::SamplePlan,
     cpu_before_ns: u64,
@@ -270,7 +272,8 @@ impl SamplingClock {
             libc::malloc_trim(0);
         }
         Self {
-            end: duration.map(|duration| Instant::now() + duration),
+            duration,
+            end: None,
             plan: collector.plan_next(),
             collector,
             cpu_before_ns: cpu_time_ns(),
@@ -300,6 +303,10 @@ impl SamplingClock {
 
     /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.
     pub(super) fn next(&mut self, stop: &Stop, outputs: OutputStats) -> Outcome<Option<Sample>> {
+        // Not before: on a busy machine the start may take as long as a short run, which would then observe nothing.
+        if self.end.is_none() {
+            self.end = self.duration.map(|duration| Instant::now() + duration);
+        }
         let wait = self.due_in();
         let is_last = self.end.is_some_and(|end| Instant::now() + wait >= end);
         let wait = self.end.map_or(wait, |end| {

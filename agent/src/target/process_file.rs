@@ -238,7 +238,8 @@ mod tests {
         for pid in 0..1_000 {
             assert_eq!(reader.read(pid, fifo.0.clone(), 10), Err(Unread::Late));
         }
-        assert!(begun.elapsed() < 2 * MAX_WAITED, "{:?}", begun.elapsed());
+        // Without the budget it would be minutes.
+        assert!(begun.elapsed() < 10 * MAX_WAITED, "{:?}", begun.elapsed());
         fifo.write();
     }
 

@@ -63,8 +63,8 @@ pub(super) struct Reach {
 
 struct Known {
     found: Option<Found>,
-    /// The poll in which it was last searched for, and the one in which it was last used.
-    searched: u64,
+    /// The poll from which on a failed search is repeated, and the one in which it was last used.
+    retry: u64,
     used: u64,
 }
 
@@ -108,10 +108,8 @@ impl Reach {
         let own = chain.first()?;
         let key = (own.hierarchy, own.id);
         let poll = self.poll;
-        let retry = |known: &Known| {
-            known.found.is_none() && poll.saturating_sub(known.searched) >= RETRY_POLLS
-        };
-        if self.known.get(&key).is_none_or(retry) {
+        let is_due = |known: &Known| known.found.is_none() && poll >= known.retry;
+        if self.known.get(&key).is_none_or(is_due) {
             if self.known.len() >= MAX_KNOWN && !self.known.contains_key(&key) {
                 return None;
             }
@@ -126,9 +124,11 @@ impl Reach {
                     .map(Found::Foreign);
                 self.searching += begin.elapsed();
             }
+            // One that was only held up, as on a busy machine, has ended by the next poll.
+            let is_late = self.stuck.iter().any(|(stuck, _)| *stuck == pid);
             let found = Known {
                 found,
-                searched: poll,
+                retry: poll + if is_late { 1 } else { RETRY_POLLS },
                 used: poll,
             };
             self.known.insert(key, found);
