@@ -23,7 +23,7 @@ const WORK: Duration = Duration::from_millis(200);
 /// Mean pause of a client between requests.
 const THINK: Duration = Duration::from_millis(200);
 /// Duration of the load.
-const DURATION: Duration = Duration::from_secs(12);
+const DURATION: Duration = Duration::from_secs(20);
 /// Samples are not instantaneous: tolerance around the time of a sample, ns.
 const MARGIN_NS: u64 = MAX_OUTPUT_DELAY.as_nanos() as u64;
 /// Longest timer tick of a kernel (HZ=100), ns: the resolution of its socket timestamps.

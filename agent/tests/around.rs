@@ -25,6 +25,8 @@ use tailback_tests::{
 const START: Duration = Duration::from_secs(30);
 /// Duration of the recording.
 const DURATION: Duration = Duration::from_secs(12);
+/// Longest time between two samples of a focused process that is not a pause of the machine.
+const MAX_GAP_NS: u64 = 200_000_000;
 
 /// Accepts one connection. Given the port of another server, it calls that one and reads nothing from its own client before the
 /// response. Otherwise it never responds.
@@ -98,13 +100,18 @@ fn reported(samples: &[Sample]) -> BTreeMap<u32, (bool, BTreeSet<u32>)> {
     reported
 }
 
-/// Thread samples of a process per second, over the last half of the recording.
+/// Thread samples of a process per second, over the last half of the recording. The time in which the machine pauses does not
+/// count: of the time between two samples, at most [`MAX_GAP_NS`].
 fn samples_per_s(samples: &[Sample], tgid: u32) -> f64 {
     let end_ns = samples.last().unwrap().mono_ns;
     let from_ns = end_ns - DURATION.as_nanos() as u64 / 2;
     let late = samples.iter().filter(|sample| sample.mono_ns >= from_ns);
-    let profiled = late.filter(|sample| sample.profile.iter().any(|wait| wait.tgid == tgid));
-    profiled.count() as f64 / (DURATION.as_secs_f64() / 2.0)
+    let late: Vec<&Sample> = late.collect();
+    let gaps = late.windows(2).map(|two| two[1].mono_ns - two[0].mono_ns);
+    let passed_ns: u64 = gaps.map(|gap_ns| gap_ns.min(MAX_GAP_NS)).sum();
+    let is_profiled = |sample: &&&Sample| sample.profile.iter().any(|wait| wait.tgid == tgid);
+    let profiled = late.iter().filter(is_profiled).count();
+    profiled as f64 / (passed_ns as f64 / 1e9)
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tailback_tests::{
 };
 
 /// Deadline of each wait.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Exit status and output lines of the agent.
 struct Output {

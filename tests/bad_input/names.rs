@@ -51,7 +51,7 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
         (&by_config, "called\\n"),
         (&missing, "no\\nsuch"),
     ] {
-        for args in [&["sample", "-v"][..], &["run", "-v", "--duration", "1s"]] {
+        for args in [&["sample", "-v"][..], &["run", "-v", "--duration", "2s"]] {
             let human = run(&[args, targets].concat())?;
             check_harmless(&human.out)?;
             check_harmless(&human.err)?;

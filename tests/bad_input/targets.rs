@@ -93,7 +93,7 @@ fn a_diagnosis_that_finds_nothing_reports_its_coverage_and_exits_with_0() -> Res
     }
     let idle = idle()?;
     let pid = idle.pid().to_string();
-    let args = ["diagnose", "--pid", &pid, "--for", "1s", "--check"];
+    let args = ["diagnose", "--pid", &pid, "--for", "2s", "--check"];
     let output = run(&args)?;
     output.check(0, &[])?;
     // No progress output without a terminal.
@@ -173,7 +173,7 @@ fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
     for as_json in [false, true] {
         let victim = idle()?;
         let pid = victim.pid().to_string();
-        let mut command = tailback(&["run", "--pid", &pid, "--duration", "3s"])?;
+        let mut command = tailback(&["run", "--pid", &pid, "--duration", "60s"])?;
         let agent = Process::start("tailback", command.args(as_json.then_some("--json")))?;
         agent.wait_line(&pid, DEADLINE)?;
         drop(victim);
@@ -181,6 +181,8 @@ fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
         if !as_json {
             agent.wait_line("exited", DEADLINE)?;
         }
+        agent.check_running()?;
+        agent.signal(Signal::TERM)?;
         let output = end(&agent)?;
         output.check(0, &[])?;
         if as_json {

@@ -14,6 +14,7 @@ use tailback_tests::{
     program,
     skip::skip,
     temp::TempDir,
+    wait,
 };
 
 use crate::{CAPABILITIES, FALSE_CGROUPS, NO_CGROUPS, Service, allowed, contained, json_lines};
@@ -105,7 +106,12 @@ fn a_cpu_quota_is_the_cause_everywhere() -> Result<()> {
         return Ok(());
     }
     let service = Service::start("compute", 20.0, &["--cpus=0.2"])?;
-    for report in ask_everywhere(&service)? {
+    wait::unless_paused(|| check_quota(&service))
+}
+
+/// The quota is the only cause in all places.
+fn check_quota(service: &Service) -> Result<()> {
+    for report in ask_everywhere(service)? {
         let verdicts = report.of("cpu_throttled")?;
         ensure!(
             report.causes() == ["cpu_throttled"].into(),
@@ -164,8 +170,13 @@ fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
     let reads = format!("--device-read-iops={disk}:2000");
     let limits = ["--memory=48m", "--memory-swap=48m", &reads];
     let service = Service::start("look-up", 5.0, &limits)?;
+    wait::unless_paused(|| check_memory(&service))
+}
+
+/// The limit of the service's own control group is the cause in all places.
+fn check_memory(service: &Service) -> Result<()> {
     let mut on_host = None;
-    for report in ask_everywhere(&service)? {
+    for report in ask_everywhere(service)? {
         let verdicts = report.of("memory_stalled")?;
         // The queue for memory itself fills only if the kernel counts its waits for the disk as stalls.
         let of_queue = verdicts.iter().find(|verdict| verdict["kind"] == "accept");
@@ -211,18 +222,21 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
     let limit = format!("--device-write-iops={disk}:20");
     let service = Service::start("write", 30.0, &[&limit])?;
     let name = disk.trim_start_matches("/dev/");
-    for report in ask_everywhere(&service)? {
-        for verdict in report.of("disk_slow")? {
-            let evidence = verdict["evidence"].as_str().unwrap_or_default();
-            let expected = format!("its control group allows 20 writes/s on {name}");
-            ensure!(evidence.contains(&expected), "{}: {verdict}", report.place);
-            ensure!(
-                verdict["confidence"] == "high",
-                "{}: {verdict}",
-                report.place
-            );
+    wait::unless_paused(|| {
+        for report in ask_everywhere(&service)? {
+            for verdict in report.of("disk_slow")? {
+                let evidence = verdict["evidence"].as_str().unwrap_or_default();
+                let expected = format!("its control group allows 20 writes/s on {name}");
+                ensure!(evidence.contains(&expected), "{}: {verdict}", report.place);
+                ensure!(
+                    verdict["confidence"] == "high",
+                    "{}: {verdict}",
+                    report.place
+                );
+            }
         }
-    }
+        Ok(())
+    })?;
     // So does an agent that runs, although it has dropped its privileges by then.
     let port = service.port.to_string();
     let beside = format!("--pid=container:{}", service.container.name());
@@ -372,10 +386,15 @@ fn an_agent_in_the_services_own_container_sees_its_quota() -> Result<()> {
     )?;
     let pid = service.container.pid()?.to_string();
     let port = service.port.to_string();
+    wait::unless_paused(|| check_own_quota(&pid, &port))
+}
+
+/// An agent in the container of this process sees its quota.
+fn check_own_quota(pid: &str, port: &str) -> Result<()> {
     let mut command = Command::new(program::need(&["nsenter"])?);
     command.env("RUNTIME_DIRECTORY", "/tmp");
-    command.args(["--target", &pid, "--mount", "--pid", "--cgroup", "--"]);
-    command.args(["/tailback", "diagnose", "--port", &port]);
+    command.args(["--target", pid, "--mount", "--pid", "--cgroup", "--"]);
+    command.args(["/tailback", "diagnose", "--port", port]);
     let process = Process::start("the agent", command.args(["--for", "8s", "--json"]))?;
     let report = Report::when_ended("in its own container", &process)?;
     for verdict in report.of("cpu_throttled")? {
@@ -394,7 +413,11 @@ fn a_healthy_service_is_healthy_everywhere() -> Result<()> {
     // Limits that are not reached.
     let limits = ["--cpus=1.5", "--memory=256m"];
     let service = Service::start("compute", 5.0, &limits)?;
-    for report in ask_everywhere(&service)? {
+    wait::unless_paused(|| check_healthy(&service))
+}
+
+fn check_healthy(service: &Service) -> Result<()> {
+    for report in ask_everywhere(service)? {
         ensure!(
             report.verdicts.is_empty(),
             "{}: {:#?}",

@@ -109,9 +109,11 @@ fn a_surge_is_attributed_to_the_producer() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let driver = driven_by(&Fault::Surge(75.0))?;
-    ensure!(driver == "producer", "driven by {driver}");
-    Ok(())
+    wait::unless_paused(|| {
+        let driver = driven_by(&Fault::Surge(75.0))?;
+        ensure!(driver == "producer", "driven by {driver}");
+        Ok(())
+    })
 }
 
 #[test]
@@ -121,7 +123,9 @@ fn a_slow_service_is_attributed_to_the_consumer() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let driver = driven_by(&Fault::Slow(Duration::from_millis(80)))?;
-    ensure!(driver == "consumer", "driven by {driver}");
-    Ok(())
+    wait::unless_paused(|| {
+        let driver = driven_by(&Fault::Slow(Duration::from_millis(80)))?;
+        ensure!(driver == "consumer", "driven by {driver}");
+        Ok(())
+    })
 }

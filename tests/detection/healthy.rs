@@ -16,7 +16,7 @@ use tailback_tests::{
     program,
     redis::Redis,
     service::Pace,
-    sockets, ss,
+    sockets, ss, wait,
 };
 
 use crate::{DEADLINE, NOT_RUNQUEUE, alone, check_all_ok, service, stop, watch};
@@ -28,6 +28,10 @@ fn a_burst_that_drains_opens_no_episode() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
+    wait::unless_paused(bursts)
+}
+
+fn bursts() -> Result<()> {
     // 60 connections take 120 ms to serve.
     let pace = Pace::new(Duration::from_millis(2))?;
     let pace_file = pace.file().display().to_string();
@@ -70,6 +74,10 @@ fn a_busy_healthy_nginx_opens_no_episode() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
+    wait::unless_paused(busy_nginx)
+}
+
+fn busy_nginx() -> Result<()> {
     let nginx = Nginx::start(2)?;
     let agent = watch(nginx.process().pid(), &[])?;
     let before = nginx.requests()?;
@@ -106,6 +114,10 @@ fn a_busy_healthy_redis_opens_no_episode() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
+    wait::unless_paused(busy_redis)
+}
+
+fn busy_redis() -> Result<()> {
     let redis = Redis::start()?;
     let agent = watch(redis.process().pid(), &[])?;
     let mut benchmark = Command::new(program::need(&["redis-benchmark"])?);

@@ -48,6 +48,8 @@ fn stop(agent: &Agent) -> Result<Vec<Event>> {
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(DEADLINE)?;
     ensure!(end == End::Code(0), "the agent ended with {end:?}");
+    // It may end before its last line is read.
+    agent.process().lines().wait_end(DEADLINE)?;
     let events = agent.events()?;
     check_order(&events)?;
     Ok(events)

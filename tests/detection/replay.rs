@@ -69,6 +69,8 @@ fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
     );
     drop(second);
 
+    // It may end before its last line is read.
+    agent.process().lines().wait_end(DEADLINE)?;
     let live = stdout(agent.process());
     let mut replay = Command::new(agent::binary()?);
     let replay = Process::start(

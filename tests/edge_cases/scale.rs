@@ -38,10 +38,17 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 fn check_budget(agent: &Agent) -> Result<()> {
     let report = agent.wait_for("its own cost", DEADLINE, |event| event.is("agent"))?;
     let pid = agent.process().pid();
-    let (before, begun) = (cpu_time(pid)?, Instant::now());
-    // The measuring period; nothing is waited for.
-    thread::sleep(Duration::from_secs(6));
-    let share = (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    // A virtual machine may charge it with a pause, but not in three periods in a row.
+    let mut share = f64::INFINITY;
+    for _ in 0..3 {
+        let (before, begun) = (cpu_time(pid)?, Instant::now());
+        // The measuring period; nothing is waited for.
+        thread::sleep(Duration::from_secs(6));
+        share = (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+        if share <= MAX_CPU_SHARE {
+            break;
+        }
+    }
     let of = |key: &str| report.number(key).unwrap_or(f64::NAN);
     println!(
         "{} processes, {} records in {} samples, {:.1} MB, {} late samples; {:.4} of a core in the first ten seconds, then {share:.4}",
@@ -152,7 +159,7 @@ fn all_of_500_processes_are_monitored_at_once() -> Result<()> {
             Process::start("a crowd", Command::new(&program).args(args))
         })
         .collect::<Result<_>>()?;
-    let addresses: Vec<String> = wait::until("500 listeners", DEADLINE, || {
+    let addresses: Vec<String> = wait::until("500 listeners", 6 * DEADLINE, || {
         let lines = crowds.iter().flat_map(|crowd| crowd.lines().all());
         let of_listener = |line: String| line.strip_prefix("listening ").map(str::to_owned);
         let addresses: Vec<String> = lines.filter_map(|line| of_listener(line.text)).collect();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{ports, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A running HAProxy that responds.
 pub struct Haproxy {

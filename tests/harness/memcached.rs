@@ -17,7 +17,7 @@ use tokio::{
 use crate::{ports, process::Process, program, wait};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Timeout of each response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEY: &str = "tailback";

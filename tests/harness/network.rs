@@ -23,7 +23,7 @@ impl Network {
         let mut command = Command::new(program::need(&["unshare"])?);
         command.args(["--net", "sh", "-c", script]);
         let holder = Process::start("a network namespace", &mut command)?;
-        holder.wait_line("up", Duration::from_secs(10))?;
+        holder.wait_line("up", Duration::from_secs(30))?;
         Ok(Self { holder })
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{certificate::certify, http, ports, process::Process, program, temp::TempDir, wait};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Role besides serving files.
 #[derive(Clone, Copy)]

@@ -1,9 +1,13 @@
 //! Free TCP ports.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as UnixAddress, UnixListener},
+    },
     process,
     sync::{Mutex, PoisonError},
 };
@@ -12,6 +16,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// Ports that this process has handed out.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+/// Blocks of ports that no other test process hands out, each with the socket that claims it.
+static CLAIMS: Mutex<BTreeMap<u16, UnixListener>> = Mutex::new(BTreeMap::new());
+/// Number of ports in a block.
+const BLOCK: u16 = 16;
 /// Lower ports belong to well-known services.
 const FIRST: u16 = 10_000;
 /// Distance between the start ports of processes with adjacent pids, so that concurrent processes find different ports.
@@ -25,7 +33,7 @@ pub fn free() -> Result<u16> {
     let start = process::id() as usize * PID_STRIDE;
     for number in 0..count {
         let port = FIRST + ((start + number) % count) as u16;
-        if given.contains(&port) {
+        if given.contains(&port) || !is_ours(port) {
             continue;
         }
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
@@ -38,6 +46,21 @@ pub fn free() -> Result<u16> {
         }
     }
     bail!("none of the {count} ports from {FIRST} up to the ephemeral range is free")
+}
+
+/// Whether this process has the block of this port, or can claim it: by a socket with the name of the block, which is free again
+/// when this process ends. A port may be bound seconds after it was handed out, and many tests run at the same time.
+fn is_ours(port: u16) -> bool {
+    let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let block = port / BLOCK;
+    if let Entry::Vacant(vacant) = claims.entry(block) {
+        let name = UnixAddress::from_abstract_name(format!("tailback-test-ports-{block}"));
+        let Ok(claim) = name.and_then(|name| UnixListener::bind_addr(&name)) else {
+            return false;
+        };
+        vacant.insert(claim);
+    }
+    true
 }
 
 /// First port of the ephemeral range.

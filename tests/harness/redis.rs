@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{ports, process::Process, program, temp::TempDir, wait};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Response timeout, longer than any script here runs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 

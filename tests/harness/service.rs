@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::{process::Process, temp::TempDir};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Backlog of a service that accepts nothing. The kernel lets one more connection wait.
 const JAM_BACKLOG: u32 = 20;

@@ -1,14 +1,26 @@
-//! Reports a test that cannot run here as skipped, with the reason. It never passes silently.
+//! What a test reports besides its result. `cargo xtask test` reads it and prints it.
 
-use std::{env, fs::OpenOptions, io::Write as _};
+use std::{env, fs::OpenOptions, io::Write as _, thread};
 
-/// Reports that `test` did not run, and why: on standard error and in the file named by `TAILBACK_SKIP_LOG`, which
-/// `cargo xtask test` reads.
+/// Reports that `test` did not run, and why: on standard error and in the file named by `TAILBACK_SKIP_LOG`. It never passes
+/// silently.
 pub fn skip(test: &str, reason: &str) {
-    // One line per skip, even for a multi-line reason.
+    report("skipped", "TAILBACK_SKIP_LOG", test, reason);
+}
+
+/// Reports that the running test made another attempt, and why: on standard error and in the file named by
+/// `TAILBACK_ATTEMPT_LOG`.
+pub(crate) fn another_attempt(reason: &str) {
+    let thread = thread::current();
+    let test = thread.name().unwrap_or("a test");
+    report("another attempt:", "TAILBACK_ATTEMPT_LOG", test, reason);
+}
+
+fn report(what: &str, variable: &str, test: &str, reason: &str) {
+    // One line each, even for a multi-line reason.
     let line = format!("{test}: {}\n", reason.replace('\n', " "));
-    eprint!("skipped {line}");
-    let Some(log) = env::var_os("TAILBACK_SKIP_LOG") else {
+    eprint!("{what} {line}");
+    let Some(log) = env::var_os(variable) else {
         return;
     };
     // Appended in one write, because tests in several processes share the file.
@@ -18,6 +30,6 @@ pub fn skip(test: &str, reason: &str) {
         .open(&log)
         .and_then(|mut file| file.write_all(line.as_bytes()));
     if let Err(error) = written {
-        panic!("write to the skip log {}: {error}", log.display());
+        panic!("write to {}: {error}", log.display());
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{certificate::certify, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Traffic pattern; see `talk.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

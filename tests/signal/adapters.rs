@@ -26,11 +26,12 @@ use tailback_tests::{
 
 use crate::{
     prometheus::Prometheus,
-    stage::{DEADLINE, Stage, get, jam},
+    stage::{DEADLINE, LONG_TTL, Stage, get, jam},
 };
 
-/// Maximum time, after a change of the page, until consumers that poll an adapter have seen it.
-const POLL_DELAY: Duration = Duration::from_secs(1);
+/// Maximum time, after a change of the page, until consumers that poll an adapter have seen it: 0.4 s, and the pauses of a busy
+/// machine.
+const POLL_DELAY: Duration = Duration::from_secs(5);
 
 /// A WSGI application that is slow while a file exists.
 const SHOP: &str = r"
@@ -213,8 +214,9 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
     let temp = TempDir::new("signal")?;
     let socket = temp.path().join("pressure.sock");
     let check = ports::free()?;
+    // Longer than a pause of the machine: the level would rise a second time.
     let more = format!(
-        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{check}\"\nmaxconn = 40\n\
+        "ttl = \"5s\"\n[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{check}\"\nmaxconn = 40\n\
          [[signal.pressure_socket]]\ntarget = \"shop\"\npath = \"{}\"\n\
          [[signal.group]]\ntargets = [\"shop\"]\nmin_ready = 0\n",
         socket.display()
@@ -337,7 +339,7 @@ fn a_full_service_is_unready_only_where_the_operator_allows_it() -> Result<()> {
             "HTTP/1.1 503",
         ),
     ] {
-        let stage = Stage::start(port, group)?;
+        let stage = Stage::start(port, &format!("{LONG_TTL}{group}"))?;
         stage.wait("level full", |pressure| pressure.level == 3)?;
         let (head, _) = stage.get("/ready?target=shop")?;
         ensure!(head.starts_with(status), "with {group:?}: {head}");

@@ -33,8 +33,9 @@ const UNREAD: Duration = Duration::from_secs(45);
 const UNLIMITED: u64 = 10_000;
 /// Four times what two workers can do at 0.4 s each.
 const OVERLOAD_PER_S: f64 = 20.0;
-/// Until the adapter has replaced the layer after a change of the page, and Envoy has read it.
-const FOLLOW: Duration = Duration::from_secs(1);
+/// Until the adapter has replaced the layer after a change of the page, and Envoy has read it: 0.3 s, and the pauses of a busy
+/// machine.
+const FOLLOW: Duration = Duration::from_secs(5);
 
 fn is_possible(test: &str) -> bool {
     if !needs::met(test, &["uwsgi-core"]) {
@@ -206,12 +207,15 @@ fn an_envoy_that_cannot_read_the_layer_is_reported_and_follows_again_after_a_res
     };
 
     // The directory is missing.
-    let missing = adapter(&stage)?;
-    let failure = missing["failure"].as_str().unwrap_or_default();
-    ensure!(
-        failure.contains("cannot write") && failure.contains("No such file"),
-        "{missing}"
-    );
+    wait::until_ok("the failure", DEADLINE, || {
+        let missing = adapter(&stage)?;
+        let failure = missing["failure"].as_str().unwrap_or_default();
+        ensure!(
+            failure.contains("cannot write") && failure.contains("No such file"),
+            "{missing}"
+        );
+        Ok(())
+    })?;
     ensure!(doctor()?.contains("cannot write"), "{}", doctor()?);
     fs::create_dir(&directory)?;
     wait::until("the layer", DEADLINE, || Ok(layer.exists().then_some(())))?;

@@ -89,7 +89,7 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
     let page = tailback_page::Page::open(stage.page());
     for _ in 0..200 {
         // On a busy machine the page may briefly go stale.
-        wait::until("a renewed page", Duration::from_secs(1), || {
+        wait::until("a renewed page", Duration::from_secs(4), || {
             Ok(page.pressure().alive.then_some(()))
         })?;
         std::thread::sleep(Duration::from_millis(10));
@@ -101,8 +101,11 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
     drop(held);
     println!("{}", status["adapter_process"]);
     wait::until("a free slot on the stream", DEADLINE, || {
-        let status: serde_json::Value =
-            serde_json::from_str(&stage.send_line("{\"ask\": \"status\"}\n")?)?;
+        // Until the agent has noticed that they are closed, it rejects this connection, too: unread, which resets it.
+        let Ok(response) = stage.send_line("{\"ask\": \"status\"}\n") else {
+            return Ok(None);
+        };
+        let status: serde_json::Value = serde_json::from_str(&response).unwrap_or_default();
         let rejected = status["stream"]["rejected"].as_u64().unwrap_or(0);
         Ok((rejected > 800).then_some(()))
     })?;

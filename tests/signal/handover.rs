@@ -25,7 +25,7 @@ fn the_next_agent_takes_over_the_pages_before_they_expire() -> Result<()> {
     let (_, port) = address.rsplit_once(':').unwrap_or_default();
     // The default time to live is for an agent that has its CPU; beside other tests it may have to wait for one.
     let text = format!(
-        "[[target]]\nport = {port}\nservice_name = \"shop\"\n[signal]\ndirectory = {directory:?}\ndirectory_wait = \"60s\"\nttl = \"2s\"\n"
+        "[[target]]\nport = {port}\nservice_name = \"shop\"\n[signal]\ndirectory = {directory:?}\ndirectory_wait = \"60s\"\nttl = \"6s\"\n"
     );
     let config = temp.write("tailback.toml", &text)?;
     let arguments = ["--config".as_ref(), config.as_os_str()];

@@ -12,7 +12,7 @@ use tailback_tests::{
     temp::TempDir,
 };
 
-use crate::stage::{SUBJECT, Stage, exchange, jam};
+use crate::stage::{LONG_TTL, SUBJECT, Stage, exchange, jam};
 
 /// Whether the page shows a badge with a level that is not ok.
 const IS_NOT_OK: &str = "!!document.querySelector('#attention article .badge')";
@@ -26,7 +26,7 @@ fn the_live_page_shows_the_jammed_service_first_with_its_cause_and_its_readers()
     }
     let (jammed, healthy) = (jam("127.0.0.1:0", 101)?, jam("127.0.0.1:0", 0)?);
     let more = format!(
-        "[[target]]\nport = {}\nservice_name = \"aardvark\"\n",
+        "{LONG_TTL}[[target]]\nport = {}\nservice_name = \"aardvark\"\n",
         healthy.address().port()
     );
     let stage = Stage::start(jammed.address().port(), &more)?;
@@ -154,7 +154,7 @@ fn hostile_names_are_only_text_in_the_live_page() -> Result<()> {
     let hostile = Service::start(&mut command, &args)?;
     let stage = Stage::start_with(TempDir::new("signal")?, |temp, base| {
         let text = format!(
-            "[[target]]\npid = {}\nservice_name = \"shop\"\n[[target]]\npid = {}\n{base}",
+            "[[target]]\npid = {}\nservice_name = \"shop\"\n[[target]]\npid = {}\n{base}{LONG_TTL}",
             shop.pid(),
             hostile.pid()
         );
@@ -199,7 +199,7 @@ fn a_web_page_whose_name_resolves_to_loopback_reads_nothing() -> Result<()> {
     let stage = Stage::start_with(TempDir::new("signal")?, |temp, base| {
         let port = service.address().port();
         let text = format!(
-            "[[target]]\nport = {port}\nservice_name = \"shop\"\n{base}http.allowed_hosts = [\"mine.localdomain\"]\n"
+            "[[target]]\nport = {port}\nservice_name = \"shop\"\n{base}http.allowed_hosts = [\"mine.localdomain\"]\n{LONG_TTL}"
         );
         temp.write("tailback.toml", &text)
     })?;

@@ -39,8 +39,8 @@ fn a_level_change_is_on_the_page_within_one_sampling_interval() -> Result<()> {
     let idle = jam(&address, 0)?;
     let stage = Stage::start(idle.address().port(), "")?;
     drop(idle);
-    // On a busy machine the agent or this reader may be held up, but not three times in a row.
-    for _ in 0..3 {
+    // On a busy machine the agent or this reader may be held up, but not eight times in a row.
+    for _ in 0..8 {
         let delay_ms = level_delay_ms(&stage, &address)?;
         println!("on the page {delay_ms:.1} ms after the sample");
         if (-1.0..100.0).contains(&delay_ms) {
@@ -366,7 +366,8 @@ fn adapters_stay_with_the_agents_directory_when_another_user_replaces_it() -> Re
     )?;
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(3) {
-        is_true()?;
+        // A check that comes late, as after a pause of the machine, is answered with 100%.
+        wait::until_ok("true replies", DEADLINE, is_true)?;
         thread::sleep(Duration::from_millis(50));
     }
     ensure!(pid()? == before, "another adapter process");

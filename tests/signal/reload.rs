@@ -372,7 +372,7 @@ fn thresholds_and_targets_change_in_a_running_agent() -> Result<()> {
         return Ok(());
     }
     let (shop, cart) = (jam("127.0.0.1:0", 3)?, jam("127.0.0.1:0", 3)?);
-    let stage = Stage::start(shop.address().port(), "")?;
+    let stage = Stage::start(shop.address().port(), LONG_TTL)?;
     stage.wait("a level", |pressure| pressure.level > 0)?;
     let text = fs::read_to_string(&stage.config)?;
     let both = format!(

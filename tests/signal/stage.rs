@@ -20,6 +20,8 @@ pub const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Setting of `[signal]`: the page stays valid even if a busy machine does not schedule the agent for a while.
 pub const LONG_TTL: &str = "ttl = \"20s\"\n";
+/// Deadline of each wait for the start of an agent, which loads programs into the kernel.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// An agent, and where it publishes.
 pub struct Stage {
@@ -70,13 +72,15 @@ impl Stage {
             _adapter_process: KillAdapterProcess(http),
             temp,
         };
-        wait::until("the page of the service", DEADLINE, || {
+        wait::until("the page of the service", START_DEADLINE, || {
             stage.agent.process().check_running()?;
             Ok(stage.pressure().alive.then_some(()))
         })?;
-        wait::until("a response from the adapter process", DEADLINE, || {
-            Ok(stage.get("/ready").ok())
-        })?;
+        wait::until(
+            "a response from the adapter process",
+            START_DEADLINE,
+            || Ok(stage.get("/ready").ok()),
+        )?;
         Ok(stage)
     }
 

@@ -89,7 +89,7 @@ fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Re
     const FIRST: u64 = 3;
     let directory = TempDir::new("count")?;
     // The episode must outlast the load, on a slow machine too.
-    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
+    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"9s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "4000"], &["--config", &config])?;
     let to = watched.service.address();
@@ -253,7 +253,7 @@ fn connections_to_a_neighbour_are_not_counted() -> Result<()> {
     const THEIRS: u64 = 1_000;
     let directory = TempDir::new("neighbour")?;
     // The episode must outlast the load, on a slow machine too.
-    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
+    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"9s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "100"], &["--config", &config])?;
     let neighbour = ["take", "--listen", "127.0.0.1:0", "--backlog", "100"];

@@ -90,7 +90,8 @@ fn run_delay_matches_schedstat() -> Result<()> {
                 thread::sleep(Duration::from_millis(1));
             }
         });
-        let sample = Sample::of(&["--pid", &pid.to_string(), "--duration", "2s"]);
+        // Twenty samples are left if the machine pauses for two seconds.
+        let sample = Sample::of(&["--pid", &pid.to_string(), "--duration", "4s"]);
         done.store(true, Ordering::Relaxed);
         reader
             .join()

@@ -39,9 +39,12 @@ impl Case {
 pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> Result<()> {
     let skip_log = tools::cache().join(format!("skipped.{}", std::process::id()));
     fs::write(&skip_log, "").with_context(|| format!("create {}", skip_log.display()))?;
+    let attempt_log = tools::cache().join(format!("attempts.{}", std::process::id()));
+    fs::write(&attempt_log, "").with_context(|| format!("create {}", attempt_log.display()))?;
     let mut nextest = cargo::nextest()
         .arg("--no-fail-fast")
-        .env("TAILBACK_SKIP_LOG", &skip_log);
+        .env("TAILBACK_SKIP_LOG", &skip_log)
+        .env("TAILBACK_ATTEMPT_LOG", &attempt_log);
     for (name, value) in env {
         nextest = nextest.env(name, value);
     }
@@ -68,7 +71,15 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
         let why = format!("a skip was reported under this name, but no test has it: {why}");
         tally.record(name, Outcome::Failed(why));
     }
-    fs::remove_file(&skip_log).with_context(|| format!("remove {}", skip_log.display()))
+    let attempts = fs::read_to_string(&attempt_log)
+        .with_context(|| format!("read {}", attempt_log.display()))?;
+    for attempt in attempts.lines() {
+        tally.note(format!("another attempt: {attempt}"));
+    }
+    for log in [skip_log, attempt_log] {
+        fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs a failed test again, alone. Returns the reason, prefixed with the class of the failure. A pass here never makes
