@@ -1,7 +1,6 @@
 //! Checks that the kept eBPF object was built from the sources beside it. `cargo xtask object` builds it.
 
 use std::{
-    env,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -15,11 +14,11 @@ const EBPF: &str = "../ebpf";
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed={EBPF}");
-    let arch = env::var("CARGO_CFG_TARGET_ARCH").context("cargo sets the architecture")?;
-    let object = Path::new(EBPF).join(format!("object/{arch}.o.zst"));
+    let object = Path::new(EBPF).join("object/scanner.o.zst");
     if !object.is_file() {
         println!(
-            "cargo::error=there is no eBPF object for {arch}: ebpf/object/{arch}.o.zst does not exist"
+            "cargo::error=there is no eBPF object: {} does not exist, run `cargo xtask object`",
+            object.display()
         );
         return Ok(());
     }

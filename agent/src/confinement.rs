@@ -209,6 +209,13 @@ const BPF_COMMANDS: [u64; 6] = [
     33, // BPF_ITER_CREATE
 ];
 
+/// renameat(2), whose number the crate `libc` lacks on aarch64.
+const RENAMEAT: libc::c_long = if cfg!(target_arch = "x86_64") {
+    264
+} else {
+    38
+};
+
 /// Forbidden whatever the arguments: starting programs, changing files, other processes, the machine, and one's own identity.
 const FORBIDDEN: &[libc::c_long] = &[
     // Programs.
@@ -232,7 +239,7 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_mkdirat,
     libc::SYS_mknodat,
     libc::SYS_unlinkat,
-    libc::SYS_renameat,
+    RENAMEAT,
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_symlinkat,

@@ -20,7 +20,7 @@ use tailback_ebpf::{
 use crate::{
     buffer_sink::{BufferSink, OUTPUT, defer},
     cast::cast,
-    kernel::{SCAN, at_target, has_helper, load, load_or, offset},
+    kernel::{SCAN, at_target, has_helper, load, load_or, offset, read_barrier},
     log::debug,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
     task::{TaskContext, task_of},
@@ -122,6 +122,7 @@ fn load_len(fdt: *const u8) -> u32 {
 
 #[inline(always)]
 fn is_unchanged(task: *const u8, table: *const u8, array: u64) -> bool {
+    read_barrier();
     if load!(task, task_files, u64) != table as u64 {
         return false;
     }
@@ -266,6 +267,7 @@ impl Visit {
         if !sk.is_null() {
             visit.sk = cast!(sk, sock);
             visit.cookie = load!(visit.sk, sk_cookie, u64);
+            read_barrier();
         }
         Some(visit)
     }
@@ -278,6 +280,7 @@ impl Visit {
     /// Keeps the record if the descriptor still has the same file, and the socket the same cookie; else discards and defers.
     #[inline(always)]
     fn confirm(&self) {
+        read_barrier();
         let now = load_first(cast!(self.slot, list_head));
         let is_same = now == self.file as u64
             && (self.sk.is_null() || load!(self.sk, sk_cookie, u64) == self.cookie);

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use tailback_ebpf::{ABSENT, EPOLL_MORE, EpollRecord, Header, KIND_EPOLL, MAX_READY_FILES, Scan};
 
 use crate::{
-    kernel::{SCAN, Sink, emit, load, offset, probe, probe_at},
+    kernel::{SCAN, Sink, emit, load, offset, probe, probe_at, read_barrier},
     pipe::{FMODE_READ, S_IFIFO, S_IFMT},
     sock::{AF_UNIX, IPPROTO_TCP, IPPROTO_UDP},
     task_file::Handle,
@@ -45,6 +45,7 @@ pub fn emit_epoll(out: impl Sink, handle: Handle, file: *const u8, scan: *mut Sc
             )
         };
         let is_cut = rounds > i64::from(MAX_READY_FILES);
+        read_barrier();
         let is_same = probe_at::<u64>(head as *const u8, 0) == first;
         // SAFETY: as above.
         let (ready, is_complete) = unsafe { ((*scan).ready_files, (*scan).ready_is_complete) };

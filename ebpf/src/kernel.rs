@@ -4,11 +4,14 @@ use aya_ebpf::{
     bindings::seq_file,
     btf_maps::{Array, HashMap, SkStorage},
     helpers::generated::{
-        bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_seq_write,
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        bpf_seq_write,
     },
     macros::btf_map,
 };
-use tailback_ebpf::{FocusedSocket, Helpers, Layout, MAX_REQUESTED_PEERS, Scan, TargetEntry};
+use tailback_ebpf::{
+    FocusedSocket, Helpers, Layout, MAX_REQUESTED_PEERS, Processor, Scan, TargetEntry,
+};
 
 use crate::log::debug;
 
@@ -26,6 +29,10 @@ static HELPERS: Helpers = Helpers {
     task_registers: 0,
     bpf_loop: 0,
 };
+
+/// Overridden and frozen like `LAYOUT`.
+#[unsafe(no_mangle)]
+static PROCESSOR: Processor = Processor::NONE;
 
 /// Watched processes, by tgid in the initial pid namespace. `Scanner::watch` fails beyond the capacity.
 #[btf_map]
@@ -51,6 +58,31 @@ pub fn layout() -> *const Layout {
 /// Like [`layout`], for the optional helpers.
 pub fn helpers() -> *const Helpers {
     &raw const HELPERS
+}
+
+/// Like [`layout`], for what depends on the processor.
+pub fn processor_values() -> *const Processor {
+    &raw const PROCESSOR
+}
+
+/// A value that depends on the processor. The verifier sees a constant.
+macro_rules! processor {
+    ($field:ident) => {
+        // SAFETY: PROCESSOR is a live static; the read is volatile because the loader rewrites it.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::kernel::processor_values()).$field) }
+    };
+}
+
+/// Orders all loads before it before all loads after it. x86-64 does so by itself.
+///
+/// eBPF has no instruction for it that all kernels know. But `bpf_ktime_get_ns` reads under a sequence counter
+/// (`__ktime_get_fast_ns`, kernel/time/timekeeping.c, in 5.10 as in 7.2), and ends with `smp_rmb`, `dmb ishld` on aarch64.
+#[inline(always)]
+pub fn read_barrier() {
+    if processor!(is_aarch64) != 0 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() };
+    }
 }
 
 /// Whether this kernel has an optional helper. The verifier prunes the branch not taken, and with it any call of a helper
@@ -147,7 +179,7 @@ macro_rules! read_sk_or {
 }
 
 pub(crate) use {
-    has_helper, load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or,
+    has_helper, load, load_or, load_sk, load_sk_or, offset, probe, processor, read_sk, read_sk_or,
 };
 
 /// Plain old data: every bit pattern is valid.

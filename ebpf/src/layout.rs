@@ -246,6 +246,44 @@ impl Controllers {
     };
 }
 
+/// What depends on the processor's architecture, and on the page size that the kernel is built for. Frozen like [`Layout`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Processor {
+    /// 1: aarch64; 0: x86-64.
+    pub is_aarch64: u32,
+    /// Numbers of the system calls whose memory is read, or [`NO_CALL`].
+    pub futex: i32,
+    pub poll: i32,
+    pub ppoll: i32,
+    /// Offset of the instruction pointer in `pt_regs`.
+    pub regs_ip: u32,
+    /// Size of a kernel stack, bytes (`THREAD_SIZE` without KASAN). A thread in a system call has its registers at the top.
+    pub thread_size: u32,
+    /// Log2 of the page size.
+    pub page_bits: u32,
+    /// Log2 of the alignment of the base of the direct map of physical memory.
+    pub page_offset_bits: u32,
+}
+
+/// Number of a system call that an architecture does not have. It differs from `NO_SYSCALL`.
+pub const NO_CALL: i32 = -2;
+
+impl Processor {
+    /// Not set.
+    pub const NONE: Self = Self {
+        is_aarch64: 0,
+        futex: NO_CALL,
+        poll: NO_CALL,
+        ppoll: NO_CALL,
+        regs_ip: ABSENT,
+        thread_size: 0,
+        page_bits: 12,
+        page_offset_bits: 30,
+    };
+}
+
 /// A made-up helper number that marks where a plain address is cast to a kernel type. The agent replaces each such call
 /// with one of the kfunc `bpf_rdonly_cast`. The value spells "tail" in ASCII.
 pub const CAST_CALL: u32 = 0x7461_696c;

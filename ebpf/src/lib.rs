@@ -9,6 +9,6 @@ mod layout;
 mod output_buffer;
 mod record;
 
-pub use layout::{ABSENT, CAST_CALL, Controllers, Helpers, Layout, Types};
+pub use layout::{ABSENT, CAST_CALL, Controllers, Helpers, Layout, NO_CALL, Processor, Types};
 pub use output_buffer::{BATCH_FDS, MAX_BATCHED_FDS, OUTPUT_BYTES, OutputBuffer};
 pub use record::*;

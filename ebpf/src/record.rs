@@ -432,7 +432,7 @@ records! {
     }
 
     /// Settings and progress of the current scan: the single entry of the map `SCAN`.
-    pub struct Scan: 160 {
+    pub struct Scan: 168 {
         /// Busy sockets of focused targets that this scan may still add to `FOCUSED_SOCKETS`.
         pub focus_slots_left: u32,
         /// Sequence number of the file scan.
@@ -475,6 +475,10 @@ records! {
         pub memory_end: u64,
         /// Bits of a page-table entry that hold a physical address.
         pub address_mask: u64,
+        /// aarch64: log2 of the memory that an entry of the top-level page table covers, and of the memory that a process can
+        /// address.
+        pub top_bits: u32,
+        pub user_bits: u32,
         /// While `page_offset` is being searched: the first candidate to try, and a word of the agent's own memory to find.
         pub candidate: u64,
         pub own_address: u64,

@@ -2,7 +2,7 @@
 //!
 //! A page that is not resident may belong to a file system or a `userfaultfd` that never answers, so a fault could block the
 //! agent forever. Therefore the page tables are walked by probe reads, and the bytes are read through the
-//! kernel's direct map of physical memory. What is not resident is reported as unknown. x86-64 only.
+//! kernel's direct map of physical memory. What is not resident is reported as unknown.
 //!
 //! No lock is taken, so the walk is repeated after the bytes were read, from the page directory that the task then has: they
 //! count only if it leads to the same place.
@@ -11,17 +11,12 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tailback_ebpf::{ABSENT, PAGE_OFFSET_CANDIDATES, Scan};
 
 use crate::{
-    kernel::{SCAN, load, offset, probe},
+    kernel::{SCAN, load, offset, probe, probe_at, processor, read_barrier},
     task::{TaskContext, task_of},
 };
 
 /// Result of a walk that finds no page that may be read.
 const NOT_RESIDENT: u64 = u64::MAX;
-
-const PAGE_SIZE: u64 = 4096;
-
-/// Log2 of the alignment of the base: arch/x86/mm/kaslr.c randomizes it by whole PUD entries (1 GiB).
-const ALIGNMENT_BITS: u64 = 30;
 
 /// Reads `len` words at a user address of a task into `words`. `false` if they are not resident; some words may
 /// then be wrong.
@@ -50,7 +45,8 @@ fn read_by(
     if first == NOT_RESIDENT {
         return false;
     }
-    let left = PAGE_SIZE - from % PAGE_SIZE;
+    let page_size = 1_u64 << processor!(page_bits);
+    let left = page_size - (from & (page_size - 1));
     if bytes <= left {
         // SAFETY: `words` has room for `len` words; the helper handles a bad address.
         let error = unsafe {
@@ -60,6 +56,7 @@ fn read_by(
                 (page_offset + first) as *const _,
             )
         };
+        read_barrier();
         return error == 0 && resident(page_directory(task), from, page_offset, end, mask) == first;
     }
     let second_page = from + left;
@@ -90,6 +87,7 @@ fn read_by(
         }
         at += 4;
     }
+    read_barrier();
     let pgd = page_directory(task);
     resident(pgd, from, page_offset, end, mask) == first
         && resident(pgd, second_page, page_offset, end, mask) == second
@@ -110,9 +108,23 @@ fn page_directory(task: *const u8) -> u64 {
 }
 
 /// The physical address of a user address, or [`NOT_RESIDENT`].
-#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn resident(pgd: u64, address: u64, page_offset: u64, end: u64, mask: u64) -> u64 {
+    if processor!(is_aarch64) == 0 {
+        resident_x86_64(pgd, address, page_offset, end, mask)
+    } else {
+        resident_aarch64(pgd, address, page_offset, end, mask)
+    }
+}
+
 #[inline(never)]
-extern "C" fn resident(pgd: u64, address: u64, page_offset: u64, end: u64, mask: u64) -> u64 {
+extern "C" fn resident_x86_64(
+    pgd: u64,
+    address: u64,
+    page_offset: u64,
+    end: u64,
+    mask: u64,
+) -> u64 {
     // arch/x86/include/asm/pgtable_types.h
     const PRESENT: u64 = 1;
     const USER: u64 = 1 << 2;
@@ -135,8 +147,7 @@ extern "C" fn resident(pgd: u64, address: u64, page_offset: u64, end: u64, mask:
     let mut table = pgd;
     // One round per level.
     for _ in 0..5 {
-        let entry =
-            crate::kernel::probe_at::<u64>(table as *const u8, (address >> shift & 511) * 8);
+        let entry = probe_at::<u64>(table as *const u8, (address >> shift & 511) * 8);
         if entry & (PRESENT | USER) != PRESENT | USER {
             return NOT_RESIDENT;
         }
@@ -162,10 +173,67 @@ extern "C" fn resident(pgd: u64, address: u64, page_offset: u64, end: u64, mask:
     NOT_RESIDENT
 }
 
-/// Other architectures have other page tables.
-#[cfg(not(bpf_target_arch = "x86_64"))]
-#[inline(always)]
-fn resident(_pgd: u64, _address: u64, _page_offset: u64, _end: u64, _mask: u64) -> u64 {
+#[inline(never)]
+extern "C" fn resident_aarch64(
+    pgd: u64,
+    address: u64,
+    page_offset: u64,
+    end: u64,
+    mask: u64,
+) -> u64 {
+    // arch/arm64/include/asm/pgtable-hwdef.h
+    const VALID: u64 = 1;
+    /// A table above the last level, a page on it. Otherwise a block of memory, and nothing on the last level.
+    const TABLE_OR_PAGE: u64 = 1 << 1;
+    const USER: u64 = 1 << 6;
+    /// Index of the memory type. `MT_NORMAL` is 0 and `MT_NORMAL_TAGGED` 1 since 5.10 (arch/arm64/include/asm/memory.h); device
+    /// memory and memory without caches have others.
+    const OTHER_TYPES: u64 = 0b110 << 2;
+    /// `PTE_SPECIAL` (arch/arm64/include/asm/pgtable-prot.h): not an ordinary page of memory.
+    const SPECIAL: u64 = 1 << 56;
+    /// The processor ignores the highest byte of a user address: programs keep tags there.
+    const UNTAGGED: u64 = (1 << 56) - 1;
+    let Some(scan) = SCAN.get_ptr(0) else {
+        return NOT_RESIDENT;
+    };
+    // SAFETY: an array entry lives as long as its map; the agent changes these fields between scans only.
+    let (top_bits, user_bits) = unsafe { ((*scan).top_bits, (*scan).user_bits) };
+    let page_bits = processor!(page_bits);
+    // Each table fills a page with entries of 8 bytes.
+    let index_bits = page_bits - 3;
+    let address = address & UNTAGGED;
+    if pgd == 0 || address >> (user_bits & 63) != 0 {
+        return NOT_RESIDENT;
+    }
+    let mut shift = top_bits & 63;
+    let mut table = pgd;
+    // One round per level.
+    for _ in 0..5 {
+        let index = address >> shift & ((1 << index_bits) - 1);
+        let entry = probe_at::<u64>(table as *const u8, index * 8);
+        if entry & VALID == 0 {
+            return NOT_RESIDENT;
+        }
+        let physical = entry & mask;
+        let is_last = shift <= page_bits;
+        if is_last == (entry & TABLE_OR_PAGE != 0) {
+            if entry & USER == 0 || entry & (SPECIAL | OTHER_TYPES) != 0 {
+                return NOT_RESIDENT;
+            }
+            let within = (1 << shift) - 1;
+            let physical = physical & !within | address & within;
+            return if physical < end {
+                physical
+            } else {
+                NOT_RESIDENT
+            };
+        }
+        if is_last || physical >= end {
+            return NOT_RESIDENT;
+        }
+        table = page_offset + physical;
+        shift = (shift - index_bits) & 63;
+    }
     NOT_RESIDENT
 }
 
@@ -198,9 +266,10 @@ pub extern "C" fn page_offset(ctx: *const TaskContext) -> i32 {
         )
     };
     // Candidates ascend from the lowest, so no read is above the map.
-    let lowest = (page_directory(task) >> ALIGNMENT_BITS) - (end >> ALIGNMENT_BITS);
+    let bits = processor!(page_offset_bits);
+    let lowest = (page_directory(task) >> bits) - (end >> bits);
     for number in 0..PAGE_OFFSET_CANDIDATES {
-        let base = (lowest + candidate + number) << ALIGNMENT_BITS;
+        let base = (lowest + candidate + number) << bits;
         let mut words = [0; 2];
         if read_by(base, scan, task, address, &mut words, 2)
             && u64::from(words[0]) | u64::from(words[1]) << 32 == wanted

@@ -12,29 +12,11 @@ use tailback_ebpf::{
 use crate::{
     kernel::{
         at_target, emit, end_scan, has_helper, load, load_or, offset, pid_at, probe, probe_at,
+        processor,
     },
     task::{TaskContext, on_cpu, task_of},
     user_memory,
 };
-
-/// arch/x86/entry/syscalls/syscall_64.tbl
-#[cfg(bpf_target_arch = "x86_64")]
-mod syscall {
-    pub const POLL: i32 = 7;
-    pub const FUTEX: i32 = 202;
-    pub const PPOLL: i32 = 271;
-}
-
-/// include/uapi/asm-generic/unistd.h, which has no poll(2).
-#[cfg(not(bpf_target_arch = "x86_64"))]
-mod syscall {
-    pub const POLL: i32 = -2;
-    pub const FUTEX: i32 = 98;
-    pub const PPOLL: i32 = 73;
-}
-
-/// Size of a kernel stack, bytes (`THREAD_SIZE` without KASAN). A thread in a system call has its registers at the top.
-const THREAD_SIZE: u64 = 16 * 1024;
 
 /// Writes what every thread of every target (or every focused target) is doing or blocked on.
 #[unsafe(no_mangle)]
@@ -76,14 +58,15 @@ pub extern "C" fn waits(ctx: *const TaskContext) -> i32 {
     };
     // The saved registers of a running thread are those of its last interrupt or system call.
     if record.state == 0 && offset!(regs_number) != ABSENT {
-        record.args[0] = user_address(registers(task));
+        record.args[0] = probe_at(registers(task), u64::from(processor!(regs_ip)));
     }
     if record.state != 0 && offset!(regs_number) != ABSENT {
         read_syscall(task, &mut record);
-        match record.syscall {
-            syscall::FUTEX => read_futex(scan, task, &mut record),
-            syscall::POLL | syscall::PPOLL => read_poll(scan, task, &mut record),
-            _ => {}
+        let call = record.syscall;
+        if call == processor!(futex) {
+            read_futex(scan, task, &mut record);
+        } else if call == processor!(poll) || call == processor!(ppoll) {
+            read_poll(scan, task, &mut record);
         }
     }
     emit(seq, &record);
@@ -121,22 +104,9 @@ fn registers(task: *const u8) -> *const u8 {
         unsafe { bpf_task_pt_regs(task.cast_mut().cast::<task_struct>()) as *const u8 }
     } else {
         let stack = load!(task, task_stack, u64);
-        (stack + THREAD_SIZE - u64::from(offset!(regs_size))) as *const u8
+        let top = stack + u64::from(processor!(thread_size));
+        (top - u64::from(offset!(regs_size))) as *const u8
     }
-}
-
-/// The instruction pointer among these registers.
-#[cfg(bpf_target_arch = "x86_64")]
-#[inline(always)]
-fn user_address(regs: *const u8) -> u64 {
-    // `ip` follows `orig_ax` in the user-visible layout (arch/x86/include/uapi/asm/ptrace.h), which does not change.
-    probe_at::<u64>(regs, u64::from(offset!(regs_number)) + 8)
-}
-
-#[cfg(not(bpf_target_arch = "x86_64"))]
-#[inline(always)]
-fn user_address(_regs: *const u8) -> u64 {
-    0
 }
 
 /// Reads the system call that a sleeping thread is in.

@@ -1,6 +1,6 @@
 //! `cargo xtask object`: builds the eBPF object, and keeps it in the repository.
 //!
-//! So building the agent needs only a stable compiler. `agent/build.rs` embeds `ebpf/object/ARCH.o.zst` if
+//! So building the agent needs only a stable compiler. `agent/build.rs` embeds `ebpf/object/scanner.o.zst` if
 //! `ebpf/object/SHA256SUMS` matches the sources. The object also depends on the toolchain, the versions in
 //! `Cargo.lock` and the build profile. The tests check these: they build the object again and compare.
 
@@ -19,7 +19,10 @@ use crate::{
     tools,
 };
 
-/// Architecture of the machines that the object is for: the layout of a process's registers and page tables depends on it.
+/// The kept object, in the directory of the eBPF crate. It is the same for all architectures.
+const OBJECT: &str = "object/scanner.o.zst";
+/// The architecture whose C types the eBPF library assumes. It declares more than the programs use: what differs between
+/// architectures is not among that.
 const ARCH: &str = "x86_64";
 /// zstd compression level: the highest one that needs little memory.
 const LEVEL: i32 = 19;
@@ -96,15 +99,12 @@ fn directory() -> PathBuf {
 }
 
 fn kept() -> PathBuf {
-    directory().join(format!("object/{ARCH}.o.zst"))
+    directory().join(OBJECT)
 }
 
 /// Everything in the list of sums, in the order of `agent/build.rs`.
 fn sources() -> Result<Vec<PathBuf>> {
-    let mut files = vec![
-        PathBuf::from("Cargo.toml"),
-        format!("object/{ARCH}.o.zst").into(),
-    ];
+    let mut files = vec![PathBuf::from("Cargo.toml"), OBJECT.into()];
     for entry in fs::read_dir(directory().join("src")).context("list ebpf/src")? {
         let name = PathBuf::from("src").join(entry?.file_name());
         if name.extension().is_some_and(|extension| extension == "rs") {

@@ -200,7 +200,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .clone()
             .map(|()| "page tables by probe reads: resident pages only, no page faults".to_owned()),
         cost: Feature::UserMemory.cost(),
-        remedy: "x86-64 (no Xen PV guest), with /proc/zoneinfo readable".into(),
+        remedy: "no Xen PV guest, with /proc/zoneinfo readable".into(),
         required: false,
     });
     checks.push(Check {

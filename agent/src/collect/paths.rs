@@ -175,6 +175,13 @@ fn is_write(number: i64) -> bool {
     )
 }
 
+/// sync_file_range(2), whose number the crate `libc` lacks on aarch64.
+const SYNC_FILE_RANGE: i64 = if cfg!(target_arch = "x86_64") {
+    277
+} else {
+    84
+};
+
 /// Whether a system call may wait for the file in its first argument.
 fn waits_for_file(number: i64) -> bool {
     matches!(
@@ -189,7 +196,7 @@ fn waits_for_file(number: i64) -> bool {
             | libc::SYS_pwritev
             | libc::SYS_fsync
             | libc::SYS_fdatasync
-            | libc::SYS_sync_file_range
+            | SYNC_FILE_RANGE
             | libc::SYS_syncfs
             | libc::SYS_fallocate
             | libc::SYS_ftruncate
@@ -291,7 +298,7 @@ pub(super) mod tests {
             io: false,
             syscall: Some(Syscall {
                 number: number as i32,
-                architecture: Architecture::default(),
+                architecture: Architecture::OWN,
                 args: [fd, 0, 0, 0],
                 detail: Detail::None,
             }),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use seccompiler::{SeccompAction, SeccompCmpOp, SeccompRule};
 
-use super::{ABSENT, WRITING, apply, condition, is};
+use super::{ABSENT, RENAMEAT, WRITING, apply, condition, is};
 
 /// Allowed whatever the arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -102,7 +102,7 @@ const ALLOWED: &[libc::c_long] = &[
 const WRITING_FILES: &[libc::c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_mkdirat,
-    libc::SYS_renameat,
+    RENAMEAT,
     libc::SYS_renameat2,
     libc::SYS_symlinkat,
 ];

@@ -238,8 +238,8 @@ impl<'a> Btf<'a> {
         found
     }
 
-    /// Finds the field at `path` (`"sk_backlog.rmem_alloc.counter"`), descending into anonymous structs and unions. `None` if
-    /// it does not exist.
+    /// Finds the field at `path` (`"sk_backlog.rmem_alloc.counter"`, `"regs[1]"`), descending into anonymous structs and unions.
+    /// `None` if it does not exist.
     pub fn field(&self, container: StructId, path: &str) -> Option<Field> {
         let mut field = Field {
             offset: 0,
@@ -247,16 +247,43 @@ impl<'a> Btf<'a> {
             type_id: container.0,
         };
         for component in path.split('.') {
+            let (name, index) = match component.split_once('[') {
+                Some((name, index)) => (name, Some(index.strip_suffix(']')?.parse().ok()?)),
+                None => (component, None),
+            };
             let container = self.strip_modifiers(field.type_id)?;
             let mut left = MAX_MEMBERS;
-            let (bits, type_id) = self.member(container, component, 0, &mut left)?;
+            let (bits, type_id) = self.member(container, name, 0, &mut left)?;
             field = Field {
                 offset: field.offset.checked_add(bits / 8)?,
                 bit: bits % 8,
                 type_id,
             };
+            if let Some(index) = index {
+                field = self.element(field, index)?;
+            }
         }
         Some(field)
+    }
+
+    /// The element of an array of integers or structs.
+    fn element(&self, array: Field, index: u32) -> Option<Field> {
+        let head = self.get(self.strip_modifiers(array.type_id)?)?;
+        if head.kind != Kind::Array {
+            return None;
+        }
+        let type_id = read_u32(self.types, head.body)?;
+        let count = read_u32(self.types, head.body + 8)?;
+        let element = self.get(self.strip_modifiers(type_id)?)?;
+        if index >= count || !matches!(element.kind, Kind::Int | Kind::Struct) {
+            return None;
+        }
+        let offset = index.checked_mul(element.size_or_type)?;
+        Some(Field {
+            offset: array.offset.checked_add(offset)?,
+            bit: 0,
+            type_id,
+        })
     }
 
     /// Size in bytes.
@@ -394,4 +421,46 @@ impl<'a> Btf<'a> {
 fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     let word = bytes.get(at..at.checked_add(4)?)?;
     Some(u32::from_le_bytes(word.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct pt_regs { u64 sp; u64 regs[31]; }`
+    fn registers() -> Vec<u8> {
+        const STRINGS: &[u8] = b"\0u64\0pt_regs\0regs\0sp\0";
+        let kind = |kind: Kind, members: u32| (kind as u32) << 24 | members;
+        // Each: name, kind, size; then what follows for its kind.
+        let types: [&[u32]; 3] = [
+            &[1, kind(Kind::Int, 0), 8, 64],
+            &[0, kind(Kind::Array, 0), 0, 1, 1, 31],
+            &[5, kind(Kind::Struct, 2), 256, 18, 1, 0, 13, 2, 64],
+        ];
+        let types = types.concat();
+        let types_len = types.len() as u32 * 4;
+        let header = [24, 0, types_len, types_len, STRINGS.len() as u32];
+        let mut bytes = MAGIC.to_le_bytes().to_vec();
+        bytes.extend([1, 0]);
+        bytes.extend(header.into_iter().chain(types).flat_map(u32::to_le_bytes));
+        bytes.extend(STRINGS);
+        bytes
+    }
+
+    #[test]
+    fn elements_of_arrays_are_found_within_their_bounds() {
+        let bytes = registers();
+        let btf = Btf::parse(&bytes).unwrap();
+        let [Some(registers)] = btf.structs(&["pt_regs"])[..] else {
+            panic!("no struct pt_regs");
+        };
+        let offset = |path| btf.field(registers, path).map(|field| field.offset);
+        assert_eq!(offset("sp"), Some(0));
+        assert_eq!(offset("regs"), Some(8));
+        assert_eq!(offset("regs[0]"), Some(8));
+        assert_eq!(offset("regs[30]"), Some(248));
+        for wrong in ["regs[31]", "regs[-1]", "regs[2", "regs[]", "sp[0]"] {
+            assert_eq!(offset(wrong), None, "{wrong}");
+        }
+    }
 }

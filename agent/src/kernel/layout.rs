@@ -100,7 +100,7 @@ struct Row {
     field: &'static str,
     feature: Feature,
     container: &'static str,
-    /// Alternatives, newest name first.
+    /// Alternatives, newest name first; of registers the name on x86-64, and that on aarch64.
     paths: &'static [&'static str],
     /// A bit field: the offset is in bits.
     bits: bool,
@@ -145,11 +145,11 @@ const ROWS: &[Row] = rows! {
     Syscalls task_stack = "task_struct": "stack";
     UserMemory task_mm = "task_struct": "mm";
     UserMemory mm_pgd = "mm_struct": "pgd";
-    Syscalls regs_number = "pt_regs": "orig_ax";
-    Syscalls regs_arg0 = "pt_regs": "di";
-    Syscalls regs_arg1 = "pt_regs": "si";
-    Syscalls regs_arg2 = "pt_regs": "dx";
-    Syscalls regs_arg3 = "pt_regs": "r10";
+    Syscalls regs_number = "pt_regs": "orig_ax" | "syscallno";
+    Syscalls regs_arg0 = "pt_regs": "di" | "orig_x0";
+    Syscalls regs_arg1 = "pt_regs": "si" | "regs[1]";
+    Syscalls regs_arg2 = "pt_regs": "dx" | "regs[2]";
+    Syscalls regs_arg3 = "pt_regs": "r10" | "regs[3]";
     Cgroups task_cgroups = "task_struct": "cgroups";
     Cgroups css_set_subsys = "css_set": "subsys";
     Cgroups css_set_unified = "css_set": "dfl_cgrp";

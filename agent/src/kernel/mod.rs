@@ -2,7 +2,8 @@
 //!
 //! `btf` and `layout` find the offsets of kernel fields. `scanner` loads the eBPF object (in `scanner/load`) and runs its
 //! scans; `batched_scan` is the fast path that visits each process once. `records` decodes what a scan returns. `iter` wraps
-//! the `bpf(2)` calls that aya lacks, `log` is `--log-bpf`, and `load_error` says why loading failed.
+//! the `bpf(2)` calls that aya lacks, `processor` is what differs between architectures, `log` is `--log-bpf`, and
+//! `load_error` says why loading failed.
 
 mod batched_scan;
 pub mod btf;
@@ -12,6 +13,7 @@ pub mod layout;
 mod load_error;
 mod log;
 mod output_buffer;
+mod processor;
 pub mod records;
 mod ring;
 pub mod scanner;

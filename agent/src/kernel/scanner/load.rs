@@ -264,9 +264,6 @@ fn load_user_memory(object: &mut Object, fields: &Resolved) -> Capability {
     if let Some(missing) = fields.missing_for(Feature::UserMemory) {
         return Err(missing.to_string());
     }
-    if !cfg!(target_arch = "x86_64") {
-        return Err("page tables of this architecture are not supported".to_owned());
-    }
     object.load("page_offset", "task").map_err(off)
 }
 

@@ -1,14 +1,14 @@
 //! The eBPF object while its programs are being loaded.
 
 use aya::{Ebpf, EbpfLoader, maps::Map, programs::Iter};
-use tailback_ebpf::{Controllers, Helpers, Layout, Types};
+use tailback_ebpf::{Controllers, Helpers, Layout, Processor, Types};
 
 use super::Capability;
 use crate::kernel::{
     LoadError, cast,
     iter::{IterScope, Link},
     layout::Resolved,
-    log,
+    log, processor,
     scanner::link,
 };
 
@@ -39,6 +39,12 @@ struct ControllersPod(Controllers);
 // SAFETY: `Controllers` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for ControllersPod {}
 
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ProcessorPod(Processor);
+// SAFETY: `Processor` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for ProcessorPod {}
+
 /// The object with its maps created, while its programs are being loaded.
 pub(super) struct Object {
     pub(super) ebpf: Ebpf,
@@ -61,6 +67,7 @@ impl Object {
         let helpers = HelpersPod(fields.helpers);
         let types = TypesPod(fields.types);
         let controllers = ControllersPod(fields.controllers);
+        let processor = ProcessorPod(processor::of_this_machine(&fields.layout));
         let log_level = log::level(log_bpf);
         let mut loader = EbpfLoader::new();
         loader
@@ -69,6 +76,7 @@ impl Object {
             .override_global("HELPERS", &helpers, true)
             .override_global("TYPES", &types, true)
             .override_global("CONTROLLERS", &controllers, true)
+            .override_global("PROCESSOR", &processor, true)
             .override_global(log::LEVEL_GLOBAL, &log_level, true);
         if !log_bpf {
             // Every map of the object is created; aya rounds this one up to a page.
