@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{command::Cmd, tools};
+use crate::{architecture::Architecture, command::Cmd, tools};
 
 /// One program of a package of the workspace.
 #[derive(Clone, Copy)]
@@ -72,6 +72,14 @@ pub fn build(program: Program) -> Result<PathBuf> {
 
 /// Builds programs for release with one command, and returns their paths.
 pub fn build_all<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
+    build_all_for(Architecture::OWN, programs)
+}
+
+/// Like [`build_all`], for machines of this architecture.
+pub fn build_all_for<const N: usize>(
+    architecture: Architecture,
+    programs: [Program; N],
+) -> Result<[PathBuf; N]> {
     let mut cargo = Cmd::new("cargo")
         .current_dir(tools::root())
         .args(["build", "--release"]);
@@ -79,26 +87,29 @@ pub fn build_all<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]>
         let kind = format!("--{}", program.kind.name());
         cargo = cargo.args(["--package", program.package, &kind, program.name]);
     }
-    build_with(cargo, programs)
+    build_with(architecture.build(cargo), programs)
 }
 
 /// Builds a program as it is released, and returns its path. The same sources give the same bytes in any directory.
-pub fn build_for_release(program: Program) -> Result<PathBuf> {
+pub fn build_for_release(program: Program, architecture: Architecture) -> Result<PathBuf> {
     let crates = tools::cargo_home().join("registry/src");
     // They replace the flags of .cargo/config.toml.
-    let flags = [
+    let mut flags = vec![
         "-Ctarget-feature=+crt-static".to_owned(),
-        // Half a megabyte less: relocations of a static executable at a random address (glibc 2.36, binutils 2.38).
-        "-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned(),
         format!("--remap-path-prefix={}=.", tools::root().display()),
         format!("--remap-path-prefix={}=crates", crates.display()),
     ];
+    if architecture == Architecture::X86_64 {
+        // Half a megabyte less: relocations of a static executable at a random address (glibc 2.36, binutils 2.38). On aarch64
+        // rustc links static executables at a fixed address, without relocations.
+        flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+    }
     let cargo = Cmd::new("cargo")
         .current_dir(tools::root())
         .args(["build", "--locked", "--profile", "dist"])
         .args(["--package", program.package, "--bin", program.name])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
-    build_with(cargo, [program]).map(|[path]| path)
+    build_with(architecture.build(cargo), [program]).map(|[path]| path)
 }
 
 /// `.cargo/config.toml` links statically. Kernels of the matrix have no library to load.

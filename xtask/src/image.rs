@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use crate::{cargo, command::Cmd, tools};
+use crate::{architecture::Architecture, cargo, command::Cmd, tools};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,7 +52,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub fn main(args: &Args) -> Result<ExitCode> {
     let binary = match &args.binary {
         Some(binary) => binary.clone(),
-        None => cargo::build_for_release(cargo::AGENT)?,
+        None => cargo::build_for_release(cargo::AGENT, Architecture::OWN)?,
     };
     let out = tools::root().join(&args.out);
     let digest = write(&binary, &out)?;

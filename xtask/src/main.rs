@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod accuracy;
+mod architecture;
 mod bench;
 mod calibration;
 mod cargo;

@@ -217,7 +217,8 @@ fn document(plans: &[Plan]) -> String {
     }
     let mut text = "# Kernels\n\nHow the agent reads each fact on each kernel, and what is absent there. A `·` marks a fact that is not \
         available.\n\n`cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` compares \
-        the output of `tailback doctor` on each kernel with the kernel's column.\n\n| fact |"
+        the output of `tailback doctor` on each kernel with the kernel's column. The columns are of x86-64;\n\
+        `cargo xtask kernel 6.12-arm64` compares 6.12 on aarch64 with the same column.\n\n| fact |"
         .to_owned();
     for plan in plans {
         let _ = write!(text, " {} |", version(&plan.release));

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::temp::TempDir;
 
 use super::{Release, contents, name};
-use crate::command::Cmd;
+use crate::{cargo, command::Cmd, tools};
 
 /// What the checks need from setup.
 pub const PARTS: &[&str] = &["man", "zsh", "fish"];
@@ -17,7 +17,12 @@ const COMPLETED: (&str, &str) = ("diagnose", "dia");
 pub fn all(release: &Release) -> Result<()> {
     sums(release).context("check the checksums")?;
     archive(release).context("check the archive")?;
-    package(release).context("check the Debian package")
+    if release.architecture.is_own() {
+        package(release)
+    } else {
+        foreign_package(release)
+    }
+    .context("check the Debian package")
 }
 
 /// Compares two releases of the same sources, byte for byte.
@@ -53,12 +58,13 @@ fn archive(release: &Release) -> Result<()> {
         .arg("--directory")
         .arg(directory.path())
         .output()?;
-    let root = directory.path().join(name());
-    runs(&Cmd::new(root.join("tailback")))?;
-    checks_configuration(
-        &Cmd::new(root.join("tailback")),
-        &root.join("systemd/tailback.toml"),
-    )?;
+    let root = directory.path().join(name(release.architecture));
+    let tailback = release.architecture.run(root.join("tailback"));
+    runs(&tailback)?;
+    checks_configuration(&tailback, &root.join("systemd/tailback.toml"))?;
+    if !release.architecture.is_own() {
+        replays_alike(&tailback)?;
+    }
     for file in [
         "LICENSE-MIT",
         "LICENSE-APACHE",
@@ -131,6 +137,23 @@ fn package(release: &Release) -> Result<()> {
     Ok(())
 }
 
+/// Unpacks a package for another architecture, which dpkg would not install, and runs its binary.
+fn foreign_package(release: &Release) -> Result<()> {
+    let architecture = release.architecture;
+    let field = Cmd::new("dpkg-deb").arg("--field").arg(&release.package);
+    let named = field.arg("Architecture").output()?;
+    ensure!(
+        named.trim() == architecture.debian(),
+        "the package is for {named:?}"
+    );
+    let root = TempDir::new("dist-package")?;
+    let unpack = Cmd::new("dpkg-deb").arg("--extract").arg(&release.package);
+    unpack.arg(root.path()).output()?;
+    let tailback = architecture.run(root.path().join("usr/bin/tailback"));
+    runs(&tailback)?;
+    checks_configuration(&tailback, &root.path().join("etc/tailback/tailback.toml"))
+}
+
 /// Runs a program as root: as that of a user namespace, if the user is another.
 fn as_root(program: &str) -> Cmd {
     if rustix::process::geteuid().is_root() {
@@ -150,6 +173,25 @@ fn runs(tailback: &Cmd) -> Result<()> {
         version.trim() == expected_version(),
         "the binary says {version:?}"
     );
+    Ok(())
+}
+
+/// Replays the recorded incidents, and compares the output with that of this machine's agent, byte for byte.
+fn replays_alike(tailback: &Cmd) -> Result<()> {
+    let own = Cmd::new(cargo::build(cargo::AGENT)?);
+    let incidents = tools::root().join("agent/tests/incidents");
+    for entry in fs::read_dir(&incidents).context("list the recorded incidents")? {
+        let recording = entry?.path();
+        let replayed = |agent: &Cmd| {
+            let replay = agent.clone().args(["replay", "--json"]);
+            replay.arg(&recording).output()
+        };
+        ensure!(
+            replayed(tailback)? == replayed(&own)?,
+            "{} replays to another output than on this machine",
+            recording.display()
+        );
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{command::Cmd, tools};
+use crate::{architecture::Architecture, command::Cmd, tools};
 
 /// Name of the file with the licences of the libraries.
 pub const LICENCES: &str = "LICENSES-OF-LIBRARIES";
@@ -19,6 +19,8 @@ pub struct Programs {
     pub agent: PathBuf,
     /// Writes manual pages and shell completions: `agent/examples/manual.rs`.
     pub manual: PathBuf,
+    /// Of the agent; `manual` runs on this machine.
+    pub architecture: Architecture,
 }
 
 /// One file of a release.

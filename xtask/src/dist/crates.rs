@@ -2,13 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env::consts::ARCH,
     fs,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{command::Cmd, tools};
+use crate::{architecture::Architecture, command::Cmd, tools};
 
 /// The two programs, as `cargo tree` selects them.
 const PROGRAMS: &[&[&str]] = &[
@@ -35,10 +34,9 @@ pub struct Crate {
 }
 
 /// All linked crates, each under `NAME@VERSION`.
-pub fn linked() -> Result<BTreeMap<String, Crate>> {
+pub fn linked(architecture: Architecture) -> Result<BTreeMap<String, Crate>> {
     let lock = fs::read_to_string(tools::root().join("Cargo.lock")).context("read Cargo.lock")?;
     let checksums = checksums(&lock);
-    let target = format!("{ARCH}-unknown-linux-gnu");
     let mut crates = BTreeMap::new();
     for program in PROGRAMS {
         let tree = Cmd::new("cargo")
@@ -47,7 +45,7 @@ pub fn linked() -> Result<BTreeMap<String, Crate>> {
                 "tree",
                 "--locked",
                 "--target",
-                &target,
+                architecture.triple(),
                 "--edges",
                 "normal,no-proc-macro",
             ])

@@ -1,7 +1,6 @@
 //! The Debian package, built with dpkg-deb from a staged tree.
 
 use std::{
-    env::consts::ARCH,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -10,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::contents::{self, File};
-use crate::{command::Cmd, tools};
+use crate::{architecture::Architecture, command::Cmd, tools};
 
 /// `authors` of the workspace: name and address.
 const MAINTAINER: &str = env!("CARGO_PKG_AUTHORS");
@@ -21,7 +20,13 @@ const YEAR: u32 = 2026;
 const DOC: &str = "usr/share/doc/tailback";
 
 /// Builds the package into `directory`.
-pub fn package(contents: &[File], stage: &Path, directory: &Path, epoch: &str) -> Result<PathBuf> {
+pub fn package(
+    contents: &[File],
+    stage: &Path,
+    directory: &Path,
+    epoch: &str,
+    architecture: Architecture,
+) -> Result<PathBuf> {
     for file in contents {
         if let Some(path) = &file.package {
             file.copy_to(&stage.join(path))?;
@@ -51,7 +56,7 @@ pub fn package(contents: &[File], stage: &Path, directory: &Path, epoch: &str) -
     write(
         stage,
         "DEBIAN/control",
-        &control(bytes_in(stage)?.div_ceil(1024)),
+        &control(bytes_in(stage)?.div_ceil(1024), architecture),
     )?;
     write(stage, "DEBIAN/conffiles", "/etc/tailback/tailback.toml\n")?;
     for (name, script) in SCRIPTS {
@@ -69,7 +74,7 @@ pub fn package(contents: &[File], stage: &Path, directory: &Path, epoch: &str) -
     let package = directory.join(format!(
         "tailback_{}_{}.deb",
         env!("CARGO_PKG_VERSION"),
-        architecture()
+        architecture.debian()
     ));
     Cmd::new("dpkg-deb")
         // One thread: several would divide the data into blocks.
@@ -97,15 +102,6 @@ fn bytes_in(directory: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Debian's name of the architecture.
-fn architecture() -> &'static str {
-    match ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 /// Files that Debian's policy wants compressed.
 fn compressed(contents: &[File]) -> Vec<String> {
     let pages = contents.iter().filter_map(|file| file.package.clone());
@@ -118,7 +114,7 @@ fn compressed(contents: &[File]) -> Vec<String> {
     paths
 }
 
-fn control(installed_kib: u64) -> String {
+fn control(installed_kib: u64, architecture: Architecture) -> String {
     format!(
         "Package: tailback\n\
          Version: {}\n\
@@ -133,7 +129,7 @@ fn control(installed_kib: u64) -> String {
          says which queue of a service is filling and why, names the process that\n \
          is the root cause, and publishes how much work the service can take.\n",
         env!("CARGO_PKG_VERSION"),
-        architecture(),
+        architecture.debian(),
     )
 }
 

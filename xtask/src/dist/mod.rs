@@ -13,16 +13,16 @@ mod licences;
 mod sbom;
 
 use std::{
-    env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::temp::TempDir;
 
 use crate::{
+    architecture::{AARCH64_EMULATOR, Architecture},
     cargo,
     command::Cmd,
     setup,
@@ -36,22 +36,43 @@ const MAX_BINARY_BYTES: u64 = 13_000_000;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Architecture to build for; other than this machine's: aarch64 on x86_64
+    #[arg(long, value_name = "ARCHITECTURE", value_enum, default_value_t = Architecture::OWN)]
+    target: Architecture,
     /// Pack this binary instead of building one for release
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    setup::ensure_parts(&[&["gcc", "dpkg-deb"], check::PARTS].concat())?;
+    let architecture = args.target;
+    let emulator: &[&str] = match architecture.is_own() {
+        true => &[],
+        false => &[AARCH64_EMULATOR],
+    };
+    let parts = [
+        &["gcc", "dpkg-deb"],
+        check::PARTS,
+        architecture.parts(),
+        emulator,
+    ];
+    setup::ensure_parts(&parts.concat())?;
+    if let Some(why) = architecture.obstacle() {
+        bail!("cannot build for {}: {why}", architecture.name());
+    }
     let agent = match &args.binary {
         Some(binary) => binary.clone(),
-        None => small(cargo::build_for_release(cargo::AGENT)?)?,
+        None => small(cargo::build_for_release(cargo::AGENT, architecture)?)?,
     };
     let programs = Programs {
         agent,
         manual: cargo::build(cargo::MANUAL)?,
+        architecture,
     };
-    let directory = tools::root().join("target/dist");
+    let directory = tools::root().join(match architecture.is_own() {
+        true => "target/dist".to_owned(),
+        false => format!("target/dist-{}", architecture.name()),
+    });
     empty(&directory)?;
     let release = pack(&programs, &directory)?;
     check::all(&release)?;
@@ -78,7 +99,11 @@ pub fn run_here(programs: [&Path; 2], filter: Option<&str>, tally: &mut Tally) {
         return;
     }
     let [agent, manual] = programs.map(Path::to_owned);
-    let outcome = match packed_and_checked(&Programs { agent, manual }) {
+    let outcome = match packed_and_checked(&Programs {
+        agent,
+        manual,
+        architecture: Architecture::OWN,
+    }) {
         Ok(()) => Outcome::Passed,
         Err(error) => Outcome::Failed(format!("{error:#}")),
     };
@@ -94,6 +119,7 @@ fn packed_and_checked(programs: &Programs) -> Result<()> {
 
 /// The files of a release.
 struct Release {
+    architecture: Architecture,
     archive: PathBuf,
     package: PathBuf,
     sbom: PathBuf,
@@ -110,15 +136,23 @@ impl Release {
 fn pack(programs: &Programs, directory: &Path) -> Result<Release> {
     let stage = directory.join("stage");
     let epoch = commit_time()?;
-    let crates = crates::linked()?;
-    let sbom = directory.join(format!("{}.cdx.json", name()));
+    let architecture = programs.architecture;
+    let crates = crates::linked(architecture)?;
+    let sbom = directory.join(format!("{}.cdx.json", name(architecture)));
     fs::write(&sbom, sbom::json(&crates, &epoch)?)
         .with_context(|| format!("write {}", sbom.display()))?;
     let licences = licences::of_libraries(&crates)?;
     let contents = contents::gather(programs, &sbom, &licences, &stage.join("generated"))?;
     let release = Release {
-        archive: archive(&contents, &stage, directory, &epoch)?,
-        package: debian::package(&contents, &stage.join("package"), directory, &epoch)?,
+        architecture,
+        archive: archive(&contents, &stage, directory, &epoch, architecture)?,
+        package: debian::package(
+            &contents,
+            &stage.join("package"),
+            directory,
+            &epoch,
+            architecture,
+        )?,
         sbom,
         sums: directory.join("SHA256SUMS"),
     };
@@ -134,8 +168,9 @@ fn pack(programs: &Programs, directory: &Path) -> Result<Release> {
 }
 
 /// Name of the archive and of its only directory.
-fn name() -> String {
-    format!("tailback-{}-{ARCH}-linux", env!("CARGO_PKG_VERSION"))
+fn name(architecture: Architecture) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("tailback-{version}-{}-linux", architecture.name())
 }
 
 fn archive(
@@ -143,13 +178,15 @@ fn archive(
     stage: &Path,
     directory: &Path,
     epoch: &str,
+    architecture: Architecture,
 ) -> Result<PathBuf> {
-    let root = stage.join(name());
+    let name = name(architecture);
+    let root = stage.join(&name);
     for file in contents {
         file.copy_to(&root.join(&file.archive))?;
     }
     contents::fix_modes(&root)?;
-    let archive = directory.join(format!("{}.tar.gz", name()));
+    let archive = directory.join(format!("{name}.tar.gz"));
     Cmd::new("tar")
         .args([
             "--create",
@@ -164,7 +201,7 @@ fn archive(
         .arg(&archive)
         .arg("--directory")
         .arg(stage)
-        .arg(name())
+        .arg(&name)
         .output()?;
     Ok(archive)
 }

@@ -27,6 +27,30 @@ const AT_ONCE_PER_CPU: usize = 2;
 const PLAN: &str = "plan";
 
 pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Tally) {
+    let (own, others): (Vec<_>, Vec<_>) = kernels
+        .iter()
+        .copied()
+        .partition(|kernel| kernel.architecture.is_own());
+    run_programs(&own, programs, tally);
+    others
+        .into_iter()
+        .for_each(|kernel| run_alone(kernel, tally));
+}
+
+/// Runs the checks on one kernel, with programs that are built for it.
+pub fn run_alone(kernel: &'static Kernel, tally: &mut Tally) {
+    let end = match obstacle(kernel) {
+        Some(why) => Outcome::Skipped(why),
+        None => match GuestPrograms::build(kernel.architecture) {
+            Ok(programs) => return run_programs(&[kernel], &programs, tally),
+            Err(error) => Outcome::Failed(format!("its programs cannot be built: {error:#}")),
+        },
+    };
+    tests().for_each(|test| tally.record(&name(kernel, &test), end.clone()));
+}
+
+/// Boots kernels of the architecture that the programs are for.
+fn run_programs(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Tally) {
     let (ready, unready): (Vec<_>, Vec<_>) = kernels
         .iter()
         .map(|kernel| (kernel, obstacle(kernel)))
@@ -93,17 +117,16 @@ fn tests() -> impl Iterator<Item = String> {
 
 /// Why a kernel cannot be tested on this machine.
 pub fn obstacle(kernel: &Kernel) -> Option<String> {
-    if tools::program("qemu-system-x86_64").is_none() {
-        Some("qemu-system-x86_64 is not installed".to_owned())
+    let emulator = kernel.architecture.machine_emulator();
+    if tools::program(emulator).is_none() {
+        Some(format!("{emulator} is not installed"))
     } else if !kernel.image().is_file() {
         Some(format!(
             "no image of it in {}",
             kernel.directory().display()
         ))
-    } else if cfg!(not(target_arch = "x86_64")) {
-        Some("the kernels of the matrix are of x86_64".to_owned())
     } else {
-        None
+        kernel.architecture.obstacle()
     }
 }
 

@@ -24,9 +24,11 @@ use tailback_tests::accuracy::Finding;
 
 use crate::{
     accuracy::Programs,
+    architecture::Architecture,
     cargo,
     command::last_lines,
     setup::{self, Purpose},
+    test::{self, Tally},
     tools,
 };
 pub use checks::{obstacle, run as run_checks};
@@ -37,33 +39,42 @@ use protocol::{TASK, module_file};
 /// Time limit of one guest. A boot takes seconds and all measurements some minutes, several times that on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// The kernels that can be booted, oldest first.
+/// The kernels of the matrix, oldest first.
 pub const KERNELS: &[Kernel] = &[
-    Kernel::new("5.10", "bullseye", &[]),
-    Kernel::new("6.1", "bookworm", &[]),
-    Kernel::new("6.12", "trixie", &[]),
-    Kernel::new("sid", "sid", &[]),
+    Kernel::new("5.10", "bullseye"),
+    Kernel::new("6.1", "bookworm"),
+    Kernel::new("6.12", "trixie"),
+    Kernel::new("sid", "sid"),
 ];
+
+/// Kernels that are booted only if they are named. The programs for them are cross-built.
+pub const OTHERS: &[Kernel] = &[Kernel {
+    architecture: Architecture::Aarch64,
+    ..Kernel::new("6.12-arm64", "trixie")
+}];
+
+/// All kernels that have a name.
+pub fn known() -> impl Iterator<Item = &'static Kernel> {
+    KERNELS.iter().chain(OTHERS)
+}
 
 /// One of Debian's kernels for virtual machines.
 pub struct Kernel {
     pub name: &'static str,
     /// The Debian suite whose newest kernel it is.
     pub suite: &'static str,
+    pub architecture: Architecture,
     /// What the agent cannot report there, by row of the accuracy table (`lock.holder`), and why.
     pub absent: &'static [(&'static str, &'static str)],
 }
 
 impl Kernel {
-    const fn new(
-        name: &'static str,
-        suite: &'static str,
-        absent: &'static [(&'static str, &'static str)],
-    ) -> Self {
+    const fn new(name: &'static str, suite: &'static str) -> Self {
         Self {
             name,
             suite,
-            absent,
+            architecture: Architecture::X86_64,
+            absent: &[],
         }
     }
 
@@ -99,7 +110,7 @@ pub fn version(release: &str) -> String {
     numbers.join(".")
 }
 
-/// The kernels of a list: `all`, `none`, or names separated by commas.
+/// The kernels of a list: `all` of the matrix, `none`, or names separated by commas.
 pub fn choose(list: &str) -> Result<Vec<&'static Kernel>> {
     match list {
         "all" => Ok(KERNELS.iter().collect()),
@@ -109,34 +120,36 @@ pub fn choose(list: &str) -> Result<Vec<&'static Kernel>> {
 }
 
 fn by_name(name: &str) -> Result<&'static Kernel> {
-    KERNELS
-        .iter()
-        .find(|kernel| kernel.name == name)
-        .with_context(|| {
-            let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
-            format!(
-                "no such kernel: `{name}`; the table has {}",
-                names.join(", ")
-            )
-        })
+    known().find(|kernel| kernel.name == name).with_context(|| {
+        let names: Vec<&str> = known().map(|kernel| kernel.name).collect();
+        format!(
+            "no such kernel: `{name}`; the table has {}",
+            names.join(", ")
+        )
+    })
 }
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// One of the kernels that can be booted: 5.10, 6.1, 6.12, sid
+    /// One of the kernels that can be booted: 5.10, 6.1, 6.12, sid, 6.12-arm64
     kernel: String,
     /// Write what the command printed to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// The command: /tailback (the agent), /accuracy (its measurements), `cat FILE`, or `check NAME` (one of the matrix's
-    /// own checks); the guest has no other programs
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// own checks); the guest has no other programs [default: all checks and measurements, as `test` runs them]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     let kernel = by_name(&args.kernel)?;
     setup::ensure_with_kernels(Purpose::Boot, &[kernel])?;
+    if args.command.is_empty() {
+        let mut tally = Tally::default();
+        checks::run_alone(kernel, &mut tally);
+        return Ok(test::end(&tally));
+    }
     let output = run(kernel, &args.command)?;
     match &args.out {
         Some(file) => {
@@ -168,7 +181,8 @@ pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
 /// Like [`fetch`], but accepts any exit code. Forwards standard error.
 fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
-    let output = task(kernel, &GuestPrograms::build()?, command).with_context(what)?;
+    let programs = GuestPrograms::build(kernel.architecture)?;
+    let output = task(kernel, &programs, command).with_context(what)?;
     for line in &output.other {
         eprintln!("{line}");
     }
@@ -211,9 +225,9 @@ pub struct GuestPrograms {
 }
 
 impl GuestPrograms {
-    pub fn build() -> Result<Self> {
+    pub fn build(architecture: Architecture) -> Result<Self> {
         let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
-        let [agent, accuracy, init] = cargo::build_all(programs)?;
+        let [agent, accuracy, init] = cargo::build_all_for(architecture, programs)?;
         let measured = Programs { agent, accuracy };
         Ok(Self { measured, init })
     }
@@ -264,13 +278,14 @@ mod tests {
         };
         assert_eq!(names("all")?, ["5.10", "6.1", "6.12", "sid"]);
         assert_eq!(names("6.12,6.1")?, ["6.12", "6.1"]);
+        assert_eq!(names("6.12-arm64")?, ["6.12-arm64"]);
         assert!(names("none")?.is_empty());
         let error = names("2.6")
             .expect_err("2.6 is not in the table")
             .to_string();
         assert_eq!(
             error,
-            "no such kernel: `2.6`; the table has 5.10, 6.1, 6.12, sid"
+            "no such kernel: `2.6`; the table has 5.10, 6.1, 6.12, sid, 6.12-arm64"
         );
         Ok(())
     }

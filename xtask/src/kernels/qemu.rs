@@ -20,13 +20,15 @@ use super::{
     Kernel,
     protocol::{BYE, HELLO},
 };
-use crate::command::Cmd;
+use crate::{architecture::Architecture, command::Cmd};
 
 const ATTEMPTS: u32 = 3;
 const MEMORY_MIB: &str = "1024";
 /// No CMPXCHG16B, which the memory allocator of newer kernels uses if available. QEMU 7.2 has been seen to return from it
 /// with an address in the flags register, which crashes the kernel: 3 of 28 boots of 6.12 with it, 0 of 28 without.
 const CPU: &str = "qemu64,-cx16";
+/// A processor of aarch64 without the features that are slow to emulate (pointer authentication).
+const AARCH64_CPU: &str = "cortex-a72";
 
 /// The console output from start to power-off.
 pub struct Console {
@@ -72,8 +74,13 @@ pub fn boot(kernel: &Kernel, initramfs: &[u8], limit: Duration) -> Result<Consol
 }
 
 fn qemu(kernel: &Kernel, initrd: &Scratch) -> Cmd {
-    Cmd::new("qemu-system-x86_64")
-        .args(["-accel", "tcg", "-smp", "1", "-m", MEMORY_MIB, "-cpu", CPU])
+    let (machine, cpu, console) = match kernel.architecture {
+        Architecture::X86_64 => ("pc", CPU, "ttyS0"),
+        Architecture::Aarch64 => ("virt", AARCH64_CPU, "ttyAMA0"),
+    };
+    Cmd::new(kernel.architecture.machine_emulator())
+        .args(["-machine", machine, "-accel", "tcg", "-smp", "1"])
+        .args(["-m", MEMORY_MIB, "-cpu", cpu])
         .args([
             "-nodefaults",
             "-no-user-config",
@@ -87,7 +94,8 @@ fn qemu(kernel: &Kernel, initrd: &Scratch) -> Cmd {
         .arg(kernel.image())
         .arg("-initrd")
         .arg(&initrd.0)
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .arg("-append")
+        .arg(format!("console={console} quiet panic=-1"))
 }
 
 enum End {

@@ -51,7 +51,9 @@ pub enum Purpose {
     Ci,
     /// `cargo xtask test --cluster`
     Cluster,
-    /// All of them but the cluster
+    /// Releases for aarch64, and its kernel
+    Aarch64,
+    /// All of them but the cluster and aarch64
     All,
 }
 
@@ -101,7 +103,10 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
 pub fn ensure_with_kernels(purpose: Purpose, kernels: &[&Kernel]) -> Result<()> {
     let wanted = |part: &Part| match part.kernel() {
         Some(kernel) => kernels.iter().any(|one| one.name == kernel.name),
-        None => part.is_for(purpose),
+        None => {
+            let mut others = kernels.iter().filter(|one| !one.architecture.is_own());
+            part.is_for(purpose) || others.any(|_| part.is_for(Purpose::Aarch64))
+        }
     };
     let outcome = get(wanted, &Machine::detect(false), Verbosity::Missing)?;
     let missing = outcome

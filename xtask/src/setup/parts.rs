@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Action, Method, Purpose,
-    Purpose::{Boot, Build, Ci, Cluster, Test},
+    Purpose::{Aarch64, Boot, Build, Ci, Cluster, Test},
     State,
     cargo_tools::{self, CargoTool},
     ebpf, envoy, helm, jaeger,
@@ -12,8 +12,9 @@ use super::{
     vmlinuz,
 };
 use crate::{
+    architecture::{AARCH64_COMPILER, AARCH64_EMULATOR, AARCH64_LIBRARY, Architecture},
     command::Cmd,
-    kernels::{KERNELS, Kernel},
+    kernels::{self, Kernel},
     tools,
 };
 
@@ -113,12 +114,31 @@ pub fn table() -> Vec<Part> {
             .iter()
             .map(|one| part(one.name, &[Cluster], Kind::Definition(one))),
     );
-    table.extend(KERNELS.iter().map(|kernel| {
+    table.extend([
+        program(
+            AARCH64_COMPILER,
+            &[Aarch64],
+            &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+        ),
         part(
-            &format!("kernel {}", kernel.name),
-            &[Test],
-            Kind::Kernel(kernel),
-        )
+            AARCH64_LIBRARY,
+            &[Aarch64],
+            Kind::Library(Architecture::Aarch64),
+        ),
+        program(AARCH64_EMULATOR, &[Aarch64], &["qemu-user-static"]),
+        program(
+            Architecture::Aarch64.machine_emulator(),
+            &[Aarch64],
+            &["qemu-system-arm"],
+        ),
+    ]);
+    table.extend(kernels::known().map(|kernel| {
+        let purposes: &[Purpose] = match kernel.architecture {
+            Architecture::X86_64 => &[Test],
+            Architecture::Aarch64 => &[Aarch64],
+        };
+        let name = format!("kernel {}", kernel.name);
+        part(&name, purposes, Kind::Kernel(kernel))
     }));
     table
 }
@@ -160,6 +180,8 @@ enum Kind {
     /// Definitions of kinds of objects that Kubernetes itself does not have.
     Definition(&'static Definition),
     Kernel(&'static Kernel),
+    /// Rust's standard library for another architecture.
+    Library(Architecture),
 }
 
 fn part(name: &str, purposes: &'static [Purpose], kind: Kind) -> Part {
@@ -180,8 +202,9 @@ fn module(name: &str, packages: &'static [&'static str]) -> Part {
 
 impl Part {
     pub fn is_for(&self, purpose: Purpose) -> bool {
-        let is_for_cluster_only = self.purposes.iter().all(|one| *one == Cluster);
-        let all = purpose == Purpose::All && !is_for_cluster_only;
+        let mut purposes = self.purposes.iter();
+        let is_extra = purposes.all(|one| matches!(one, Cluster | Aarch64));
+        let all = purpose == Purpose::All && !is_extra;
         all || self.purposes.contains(&purpose) || self.purposes.contains(&Build)
     }
 
@@ -219,6 +242,7 @@ impl Part {
             Kind::Pause => kubernetes::pause(),
             Kind::Definition(one) => one.find(),
             Kind::Kernel(kernel) => vmlinuz::locate(kernel),
+            Kind::Library(architecture) => library(*architecture),
         }
     }
 
@@ -249,6 +273,11 @@ impl Part {
             Kind::Pause => kubernetes::pause_methods(),
             Kind::Definition(one) => one.methods(),
             Kind::Kernel(kernel) => vmlinuz::methods(kernel),
+            Kind::Library(architecture) => {
+                let add = Cmd::new("rustup").current_dir(tools::root());
+                let add = add.args(["target", "add", architecture.triple()]);
+                one("from rustup".to_owned(), Action::Run(add))
+            }
         }
     }
 
@@ -323,6 +352,21 @@ fn go() -> State {
             State::Missing(format!("1.{minor} is older than 1.{MIN_MINOR}"))
         }
         _ => State::Found(output.trim().to_owned()),
+    }
+}
+
+/// Rust's standard library for another architecture, in the toolchain of the repository.
+fn library(architecture: Architecture) -> State {
+    let path = Cmd::new("rustc").current_dir(tools::root()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        architecture.triple(),
+    ]);
+    match path.output() {
+        Ok(path) if Path::new(path.trim()).is_dir() => State::Found(path.trim().to_owned()),
+        Ok(path) => State::Missing(format!("{} does not exist", path.trim())),
+        Err(error) => State::Missing(format!("{error:#}")),
     }
 }
 

@@ -11,12 +11,15 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Action, Method, State};
 use crate::{
+    architecture::Architecture,
     command::Cmd,
     kernels::{Kernel, MODULES},
 };
 
 /// Metapackage that depends on the newest kernel of its suite.
-const NEWEST: &str = "linux-image-cloud-amd64";
+fn newest(architecture: Architecture) -> String {
+    format!("linux-image-cloud-{}", architecture.debian())
+}
 
 /// Whether the kernel and its modules are present.
 pub fn locate(kernel: &Kernel) -> State {
@@ -40,7 +43,8 @@ pub fn methods(kernel: &'static Kernel) -> Vec<Method> {
 /// Manual instructions.
 pub fn instructions(kernel: &Kernel) -> String {
     format!(
-        "extract vmlinuz from Debian's newest {NEWEST} ({}) to {}; extract its modules {}, decompressed, to {}",
+        "extract vmlinuz from Debian's newest {} ({}) to {}; extract its modules {}, decompressed, to {}",
+        newest(kernel.architecture),
         kernel.suite,
         kernel.image().display(),
         MODULES.join(", "),
@@ -51,10 +55,10 @@ pub fn instructions(kernel: &Kernel) -> String {
 /// Fetches the kernel and its modules.
 pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     let work = kernel.directory().join("fetching");
-    let apt = PrivateApt::new(&work, kernel.suite)?;
+    let apt = PrivateApt::new(&work, kernel)?;
     apt.get().arg("update").run_logged(log)?;
 
-    let image = apt.depends(NEWEST, "linux-image-")?;
+    let image = apt.depends(&newest(kernel.architecture), "linux-image-")?;
     // Since 7.x the image and the modules are in separate packages.
     let parts = ["linux-binary-", "linux-modules-"].map(|start| apt.depends(&image, start));
     let mut packages: Vec<String> = parts.into_iter().flatten().collect();
@@ -129,7 +133,7 @@ struct PrivateApt {
 }
 
 impl PrivateApt {
-    fn new(directory: &Path, suite: &str) -> Result<Self> {
+    fn new(directory: &Path, kernel: &Kernel) -> Result<Self> {
         let _ = fs::remove_dir_all(directory);
         let make = |name: &str| {
             let path = directory.join(name);
@@ -138,7 +142,8 @@ impl PrivateApt {
         make("lists/partial")?;
         make("cache/archives/partial")?;
         let source = directory.join("sources.list");
-        let line = format!("deb [signed-by={KEYS}] {} {suite} main\n", mirror()?);
+        let (mirror, suite) = (mirror()?, kernel.suite);
+        let line = format!("deb [signed-by={KEYS}] {mirror} {suite} main\n");
         fs::write(&source, line).with_context(|| format!("write {}", source.display()))?;
         let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
         let options = [
@@ -156,7 +161,8 @@ impl PrivateApt {
                 "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
                 "false",
             ),
-            option("APT::Architecture", "amd64"),
+            option("APT::Architecture", kernel.architecture.debian()),
+            option("APT::Architectures", kernel.architecture.debian()),
             // A mirror that is weeks old has kernels too; signatures are still checked.
             option("Acquire::Check-Valid-Until", "false"),
             option("Acquire::Retries", "2"),

@@ -107,7 +107,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// Prints the summary.
-fn end(tally: &Tally) -> ExitCode {
+pub fn end(tally: &Tally) -> ExitCode {
     print!("{}", tally.summary());
     if tally.is_green() {
         ExitCode::SUCCESS

@@ -55,6 +55,16 @@ const ALLOWED: &[AllowedSkip] = &[
         because: "as above; the unit tests of `agent/src/target/process_file.rs` cover slow reads",
     },
     AllowedSkip {
+        test: "kernel 6.12-arm64: *",
+        reason: "is not installed",
+        because: "machines without the emulator or the cross compiler for aarch64; the kernel is booted only if it is named",
+    },
+    AllowedSkip {
+        test: "kernel 6.12-arm64: *",
+        reason: "no image of it in",
+        because: "machines without access to Debian's archive; as above",
+    },
+    AllowedSkip {
         test: "*: disk depth",
         reason: "cannot throttle a disk",
         because: "guests of the matrix have no block device; measured on kernels that have one",
