@@ -161,6 +161,13 @@ incidents! {
     iot_gridlock "iot-gridlock" Some(planted(DownstreamSlow, &[Recv], "postgres (7508)")),
     fsync "fsync" Some(planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")),
     link_limited "link-limited" Some(planted(NetworkLimited, &[Send], "(7998)")),
+    // Its responses do not get through, and the client waits for them.
+    slow_link_both_ways "slow-link-both-ways" Some(Planted {
+        elsewhere: &[DownstreamSlow],
+        ..planted(NetworkLimited, &[Send], "(11652)")
+    }),
+    // The queue is empty in every sample after the first.
+    small_backlog_bursts "small-backlog-bursts" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
     small_backlog "small-backlog" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
     files_exhausted "files-exhausted" Some(planted(FdExhausted, &[Fd, Accept], "RLIMIT_NOFILE of 120")),
     leaked_connections "leaked-connections" Some(planted(

@@ -637,6 +637,17 @@ impl Topology {
         others.max().copied()
     }
 
+    /// The process at the other end is known, and has read all that has arrived there.
+    pub(super) fn has_read_all(&self, link: &Link) -> bool {
+        let end = self.other_end(link);
+        let file = end.and_then(|end| self.files.get(&(end.tgid, end.fd)));
+        let there = match file {
+            Some(OpenFile::Connection(cookie)) => self.links.get(cookie),
+            _ => None,
+        };
+        there.is_some_and(|there| !there.is_unread)
+    }
+
     /// The other end, if the same process holds both: it called itself, and has accepted the connection.
     pub(super) fn own_end(&self, link: &Link) -> Option<SocketEnd> {
         let ends = self.ends_of(tuple(link.remote, link.local))?;

@@ -331,8 +331,9 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     match (step.activity, resource) {
         (Activity::Downstream | Activity::PeerRead, Resource::Connection(cookie)) => {
             let link = view.topology.link(*cookie)?;
-            // The peer has room: the data is held up on its way, and no thread can do anything about it.
-            if step.activity == Activity::PeerRead && !link.peer_has_no_room() {
+            // The data is held up on its way, and no thread of the peer can do anything about it.
+            let has_room = || !link.peer_has_no_room() || view.topology.has_read_all(link);
+            if step.activity == Activity::PeerRead && has_room() {
                 return None;
             }
             if view.topology.is_on_its_way(link, *cookie, view.targets) {

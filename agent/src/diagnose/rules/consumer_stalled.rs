@@ -38,6 +38,10 @@ pub(super) const STOPPED: Rule = Rule {
     },
 };
 
+/// A cycle of waiting is a deadlock only if it has been seen for at least this time, ns: at one instant, the threads of an event
+/// loop may seem to wait for each other while data is on its way.
+const MIN_DEADLOCK_NS: u64 = 1_000_000_000;
+
 /// The wait chain leads back to threads that are part of it: a deadlock.
 pub(super) const DEADLOCKED: Rule = Rule {
     cause: &CAUSE,
@@ -50,7 +54,15 @@ pub(super) const DEADLOCKED: Rule = Rule {
             .is_some_and(|last| last.end == Some(ChainEnd::Cycle));
         let first = case.first()?;
         let itself = case.last().and_then(|last| own_address(case, last));
-        checks.is("the wait chain is a cycle", cycle, true).then(|| {
+        let (from_ns, to_ns) = case.time();
+        let is_cycle = checks.is("the wait chain is a cycle", cycle, true);
+        let lasts = checks.at_least(
+            "time observed",
+            to_ns.saturating_sub(from_ns) as f64,
+            MIN_DEADLOCK_NS as f64,
+            Unit::Nanoseconds,
+        );
+        (is_cycle && lasts).then(|| {
             if let Some(address) = itself {
                 return Finding::blaming(culprit::own_process(case), |_| {
                     format!(

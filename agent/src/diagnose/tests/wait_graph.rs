@@ -112,6 +112,28 @@ fn a_connection_request_waits_for_the_process_that_listens_only_if_the_accept_qu
 }
 
 #[test]
+fn a_thread_that_sends_waits_for_its_peer_only_if_that_has_something_to_read() {
+    for (sent, unread, end) in [
+        (65_536, 30_000, ChainEnd::Cycle),
+        // All that fills the window is still on its way.
+        (65_536, 0, ChainEnd::Reached),
+        // The window has room.
+        (10_000, 30_000, ChainEnd::Reached),
+    ] {
+        let mut scene = Scene::of(&[&[10], &[20]]);
+        scene.joins(1, (10, 5), (20, 5), 7001);
+        scene.awaits(1);
+        let connections = &mut scene.sample().connections;
+        connections[0].rcv_nxt = unread;
+        connections[1].snd_nxt = sent;
+        connections[1].write_seq = sent + 50_000;
+        scene.take_samples(60, &[thread(10, 0).reads(5), thread(20, 0).writes(5)]);
+        let (_, _, found) = last(&scene.chain(2));
+        assert_eq!(found, Some(end), "{sent} sent, {unread} unread");
+    }
+}
+
+#[test]
 fn services_that_wait_for_each_other_are_a_cycle() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
