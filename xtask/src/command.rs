@@ -67,10 +67,16 @@ impl Cmd {
     /// As a [`Command`], for callers that need the streams.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        // `cargo xtask` sets these for this program. A cargo started by it would build again whatever depends on them.
+        let of_package = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+            let name = name.to_string_lossy();
+            name == "CARGO_MANIFEST_DIR" || name.starts_with("CARGO_PKG_")
+        });
+        of_package.for_each(|name| {
+            command.env_remove(name);
+        });
         command
             .args(&self.args)
-            // `cargo xtask` sets it for this program. A cargo started by it would build again whatever depends on it.
-            .env_remove("CARGO_MANIFEST_DIR")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         if let Some(directory) = &self.directory {
