@@ -29,6 +29,7 @@ use crate::{
     setup::{self, Purpose},
     test,
     test::Tally,
+    tools,
 };
 
 /// Where our section of the document begins; it goes on to the end.
@@ -60,7 +61,8 @@ pub struct Args {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Count the runs in FILE too, which an earlier `--json` of the same agent printed: many rounds need not be played at once
+    /// Count the runs in FILE too, which an earlier `--json` of the same agent printed, or `cargo xtask test` left in
+    /// target/scenarios.json: many rounds need not be played at once
     #[arg(long, value_name = "FILE")]
     rows: Vec<PathBuf>,
     /// Keep the recording of each run in this directory, for `tailback replay`
@@ -214,6 +216,11 @@ pub fn run_here(program: &Path, agent: &Path, filter: Option<&str>, tally: &mut 
         rows.push(row);
     };
     play::play_each(program, agent, &chosen, None, report);
+    if filter.is_none()
+        && let Err(error) = keep(&rows)
+    {
+        record(tally, "rows of the scenarios", Err(format!("{error:#}")));
+    }
     let rate = judge_rate(&rows);
     if let Ok(text) = &rate {
         tally.note(text);
@@ -223,6 +230,16 @@ pub fn run_here(program: &Path, agent: &Path, filter: Option<&str>, tally: &mut 
         "rate of right verdicts on live incidents",
         rate.map(drop),
     );
+}
+
+/// Leaves the rows of a round for `--rows` and `cargo xtask calibration`.
+fn keep(rows: &[Row]) -> Result<()> {
+    let file = tools::root().join("target/scenarios.json");
+    let lines: String = rows
+        .iter()
+        .map(|row| format!("{}\n", row.to_json()))
+        .collect();
+    fs::write(&file, lines).with_context(|| format!("write {}", file.display()))
 }
 
 /// What is wrong with a run besides its verdict.
