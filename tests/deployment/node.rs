@@ -156,6 +156,7 @@ const STORM: Duration = Duration::from_secs(20);
 const MIN_STARTED: usize = 500;
 /// Most lines about services in an interval, without their summary.
 const LINES_PER_INTERVAL: usize = 20;
+/// Length of an interval, s: see `targets` in docs/reference/json.md.
 const INTERVAL_S: usize = 10;
 /// The pages that the agent may publish.
 const MAX_PAGES: usize = 8;

@@ -18,7 +18,8 @@ const TEST: &str = "confidence_is_earned";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Also count the rows of live scenarios in these files: the output of `cargo xtask scenarios --json`
+    /// Also count the rows of live scenarios in these files: the output of `cargo xtask scenarios --json`, or
+    /// target/scenarios.json of `cargo xtask test`
     #[arg(value_name = "FILE")]
     rows: Vec<PathBuf>,
 }

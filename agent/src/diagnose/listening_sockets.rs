@@ -33,7 +33,7 @@ pub(super) struct ListeningSockets {
     seconds: Seconds<BTreeMap<(TargetId, SocketAddr, u64), Count>>,
     /// Depth of each socket in the latest sample, by its cookie.
     depths: HashMap<u64, u32>,
-    /// When an accept queue of a service in focus was last full, CLOCK_MONOTONIC, ns, by service and port; `None`: it was not.
+    /// When an accept queue of a service in focus was last full, or may have been, CLOCK_MONOTONIC, ns, by service and port.
     full_ns: BTreeMap<(TargetId, u16), Option<u64>>,
 }
 
@@ -89,7 +89,9 @@ impl ListeningSockets {
             };
             let port = (target, listener.address.port());
             if self.full_ns.contains_key(&port) || self.full_ns.len() < MAX_SOCKETS {
-                let full_ns = self.full_ns.entry(port).or_default();
+                // Before its first sample it may have been full.
+                let before_ns = sample.mono_ns.saturating_sub(1);
+                let full_ns = self.full_ns.entry(port).or_insert(Some(before_ns));
                 let is_full = listener.depth > listener.limit;
                 *full_ns = is_full.then_some(sample.mono_ns).or(*full_ns);
             }

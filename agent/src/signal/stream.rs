@@ -200,6 +200,8 @@ async fn forward(
     let mut further = [0; 256];
     let snapshot = loop {
         tokio::select! {
+            // The state first: a client may have closed its half of the connection after the request.
+            biased;
             snapshot = state.current_snapshot() => break snapshot,
             read = reader.read(&mut further) => match read {
                 Ok(0) | Err(_) => return,

@@ -38,8 +38,8 @@ pub(super) const STOPPED: Rule = Rule {
     },
 };
 
-/// A cycle of waiting is a deadlock only if it has been seen for at least this time, ns: at one instant, the threads of an event
-/// loop may seem to wait for each other while data is on its way.
+/// A cycle of waiting is a deadlock only if the threads have been observed for at least this time, ns: at one instant, those of an
+/// event loop may seem to wait for each other while data is on its way.
 const MIN_DEADLOCK_NS: u64 = 1_000_000_000;
 
 /// The wait chain leads back to threads that are part of it: a deadlock.
