@@ -26,8 +26,12 @@ pub(super) const COLLECTING: Rule = Rule {
     scope: Scope::Served,
     basis: Basis::Time,
     test: |case, checks| {
-        /// More than half of the time nothing else of the service can run.
+        /// For more than half of the time that work waits, nothing else of the service can run. A queue that fills in pauses and
+        /// drains between them is empty for the rest of the time.
         const MIN_COLLECTING: f64 = 0.5;
+        /// But at least this share of all time: three times what HotSpot's collectors aim at at most (G1: GCTimeRatio=12, 8%).
+        const MIN_OF_ALL: f64 = 0.25;
+        let least = (MIN_COLLECTING * (1.0 - case.episode.empty_share)).max(MIN_OF_ALL);
         let Some((collector, share)) = busiest_collector(case) else {
             checks.unknown(
                 "time of a collector on a CPU or waiting for one",
@@ -39,7 +43,7 @@ pub(super) const COLLECTING: Rule = Rule {
             .more_than(
                 "time of a collector on a CPU or waiting for one",
                 share,
-                MIN_COLLECTING,
+                least,
                 Unit::Ratio,
             )
             .then(|| {

@@ -1136,7 +1136,12 @@ fn idle_connections_that_were_answered_and_occupy_the_workers_are_a_limit() {
 
 #[test]
 fn a_collector_that_has_the_cpu_while_all_others_are_stopped_is_the_cause() {
-    for (collecting, cause) in [(36, Cause::CpuBound), (10, Cause::Unknown)] {
+    for (collecting, empty_share, cause) in [
+        (36, 0.0, Cause::CpuBound),
+        (28, 0.0, Cause::Unknown),
+        (28, 0.5, Cause::CpuBound),
+        (10, 0.9, Cause::Unknown),
+    ] {
         let mut scene = Scene::of(&[&[10]]);
         let named = |index: u32, name: &str, wait: Wait| Wait {
             comm: name.to_owned(),
@@ -1158,7 +1163,10 @@ fn a_collector_that_has_the_cpu_while_all_others_are_stopped_is_the_cause() {
             threads.extend((3..7).map(|index| thread(10, index).parked()));
             scene.take_samples(1, &threads);
         }
-        let verdict = scene.verdict(&filling());
+        let verdict = scene.verdict(&Episode {
+            empty_share,
+            ..filling()
+        });
         if cause == Cause::CpuBound {
             assert_eq!(verdict.cause, cause);
             assert!(culprit(&verdict).2.contains("VM Thread"));
