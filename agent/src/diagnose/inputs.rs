@@ -13,6 +13,8 @@ use crate::{
     sample::{Cgroup, CpuUser, Hidden, HiddenFact, IoLimit, Refaults, Sample, Target, TargetId},
 };
 
+/// A service that keeps one descriptor in reserve counts as without any, too.
+pub(super) const MAX_FILES_LEFT: u64 = 1;
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
 pub(super) const LONG_TURN_NS: u64 = 100_000_000;
 /// Maximum number of samples kept of a pool's connections.
@@ -70,6 +72,8 @@ pub(super) struct Inputs {
     called: HashMap<(TargetId, SocketAddr), u64>,
     /// When an event loop of a service was last seen in a long turn, ns.
     long_turns: HashMap<TargetId, u64>,
+    /// When each service was last seen without file descriptors left, ns, and how many were open.
+    without_files: HashMap<TargetId, (u64, Reading)>,
     /// Requests that each service responded to: when they were counted, ns, and how many.
     responses: HashMap<TargetId, VecDeque<(u64, u64)>>,
     /// Connections or requests that arrived at each service, by the kind of queue that counted them: when, ns, and how many.
@@ -186,6 +190,12 @@ impl Inputs {
             if key.kind == Kind::Eventloop && is_long_turn(reading) {
                 self.long_turns.insert(key.target, sample.mono_ns);
             }
+            if key.kind == Kind::Fd
+                && files_left(reading).is_some_and(|left| left <= MAX_FILES_LEFT)
+            {
+                let now = (sample.mono_ns, reading.clone());
+                self.without_files.insert(key.target, now);
+            }
             if in_focus(key.target) {
                 self.last.insert(Arc::clone(key), reading.clone());
             }
@@ -195,6 +205,7 @@ impl Inputs {
         self.called.retain(|_, at_ns| is_recent(*at_ns));
         self.last.retain(|key, _| in_focus(key.target));
         self.long_turns.retain(|target, _| in_focus(*target));
+        self.without_files.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
         self.arrived.retain(|(target, _), _| in_focus(*target));
         if sample.scans.cpu_users {
@@ -309,6 +320,12 @@ impl Inputs {
     pub(super) fn open_files(&self, target: TargetId) -> Option<&Reading> {
         let files = self.of(target, Kind::Fd).map(|(_, reading)| reading);
         files.max_by_key(|reading| reading.depth)
+    }
+
+    /// The same when none was left, if that was since then.
+    pub(super) fn open_files_at_limit(&self, target: TargetId, since_ns: u64) -> Option<&Reading> {
+        let (at_ns, reading) = self.without_files.get(&target)?;
+        (*at_ns >= since_ns).then_some(reading)
     }
 
     pub(super) fn cgroup(&self, target: &Target) -> Option<&Cgroup> {
@@ -491,6 +508,11 @@ fn per_s(samples: &VecDeque<(u64, u64)>) -> Option<f64> {
 pub(super) fn endpoint_of(key: &QueueKey) -> String {
     let remote = key.id.remote();
     remote.map_or_else(|| key.name().to_owned(), |remote| remote.to_string())
+}
+
+/// File descriptors that a process can still open.
+pub(super) fn files_left(reading: &Reading) -> Option<u64> {
+    Some(reading.limit?.saturating_sub(reading.depth))
 }
 
 /// The present turn of an event loop is long.

@@ -5,7 +5,16 @@ use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{culprit, unclosed::Unclosed},
 };
-use crate::{cause::Cause, diagnose::case::Case, event::explain::Unit, queue::Kind, text::count};
+use crate::{
+    cause::Cause,
+    diagnose::{
+        case::Case,
+        inputs::{MAX_FILES_LEFT, files_left},
+    },
+    event::explain::Unit,
+    queue::{Kind, Reading},
+    text::count,
+};
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::FdExhausted,
@@ -26,42 +35,46 @@ pub(super) const OWN_QUEUE: Rule = Rule {
             open.map(|reading| reading.depth as f64),
             Unit::Count,
         );
-        Some(finding(case, checks))
+        Some(finding(case, open, checks))
     },
 };
 
-/// A listener's queue fills, and a process of the service has no descriptor left to accept with.
+/// A listener's queue fills, and a process of the service has no descriptor left to accept with. If some are closed, it does not
+/// accept at once (nginx: after half a second), and until then the queue stands for the same reason.
 pub(super) const NONE_LEFT_TO_ACCEPT: Rule = Rule {
     cause: &CAUSE,
     name: "none left to accept with",
     scope: Scope::Kinds(&[Kind::Accept, Kind::Syn, Kind::Unix]),
     basis: Basis::Fact,
-    test: |case, checks| none_left(case, checks).then(|| finding(case, checks)),
+    test: |case, checks| {
+        let (from_ns, _) = case.time();
+        let at_limit = case.inputs.open_files_at_limit(case.target(), from_ns);
+        let now = none_left(case, checks);
+        let earlier = checks.is("or none were left earlier", at_limit.is_some(), true);
+        let open = at_limit.or_else(|| case.inputs.open_files(case.target()));
+        (now || earlier).then(|| finding(case, open, checks))
+    },
 };
-
-/// A service that keeps one descriptor in reserve counts as exhausted, too.
-const MAX_LEFT: u64 = 1;
 
 fn none_left(case: Case<'_>, checks: &mut Checks) -> bool {
     let left = case
         .inputs
         .of(case.target(), Kind::Fd)
-        .filter_map(|(_, reading)| Some(reading.limit?.saturating_sub(reading.depth)));
+        .filter_map(|(_, reading)| files_left(reading));
     match left.min() {
         Some(left) => checks.at_most(
             "file descriptors left",
             left as f64,
-            MAX_LEFT as f64,
+            MAX_FILES_LEFT as f64,
             Unit::Count,
         ),
         None => checks.unknown("file descriptors left", Unit::Count),
     }
 }
 
-fn finding(case: Case<'_>, checks: &mut Checks) -> Finding {
+fn finding(case: Case<'_>, reading: Option<&Reading>, checks: &mut Checks) -> Finding {
     /// Most of the descriptors are leaked connections: a higher limit would only be reached later.
     const MIN_UNCLOSED: f64 = 0.5;
-    let reading = case.inputs.open_files(case.target());
     let open = reading.map_or(0, |reading| reading.depth);
     let fact = reading.map(|reading| {
         format!(
@@ -98,7 +111,7 @@ fn finding(case: Case<'_>, checks: &mut Checks) -> Finding {
 
 fn advice(limit: &str, left: u64) -> String {
     const WHAT_TO_DO: &str = "raise the limit (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd).";
-    if left <= MAX_LEFT {
+    if left <= MAX_FILES_LEFT {
         return format!("{limit} is reached: {WHAT_TO_DO}");
     }
     format!(

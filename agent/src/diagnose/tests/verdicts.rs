@@ -891,6 +891,34 @@ fn exhausted_file_descriptors_decide_whatever_the_threads_do() {
 }
 
 #[test]
+fn descriptors_that_are_closed_do_not_change_why_the_queue_filled() {
+    for (most, cause) in [(120, Cause::FdExhausted), (100, Cause::ConsumerStalled)] {
+        let mut scene = Scene::of(&[&[10]]);
+        for open in [most, 9] {
+            let files = Reading {
+                limit: Some(120),
+                ..depth(open)
+            };
+            scene.queue(1, Kind::Fd, "open files", files);
+            scene.take_samples(20, &alike(10, 2, Wait::serves_all));
+        }
+        let verdict = scene.verdict(&Episode {
+            departures: Some(0),
+            wait_max_ns: Some(2_000_000_000),
+            ..filling()
+        });
+        assert_eq!(verdict.cause, cause);
+        if cause == Cause::FdExhausted {
+            assert!(
+                verdict.evidence.contains("120 of 120"),
+                "{}",
+                verdict.evidence
+            );
+        }
+    }
+}
+
+#[test]
 fn blocked_output_names_its_reader() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.pipe(77, (10, 1), 20);
