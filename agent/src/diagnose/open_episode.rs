@@ -12,8 +12,10 @@ const REPORT_INTERVAL_NS: u64 = 30_000_000_000;
 /// The same cause with another culprit is reported at most this often, ns: the first verdict can rest on half a second, in which
 /// the culprit was not known yet.
 const CULPRIT_INTERVAL_NS: u64 = 1_000_000_000;
-/// A queue that is empty in at least this share of its samples fills in bursts.
-const MIN_EMPTY_IN_BURSTS: f64 = 0.5;
+/// A queue that is empty in at least this share of its samples fills in bursts, …
+const MIN_EMPTY_IN_BURSTS: f64 = 0.8;
+/// … unless something waited in it for this time, ns: then it was a standing queue, which has drained.
+const MAX_WAIT_IN_BURSTS_NS: u64 = 1_000_000_000;
 /// Maximum number of changes of cause kept for an episode.
 const MAX_CHANGES: usize = 32;
 
@@ -55,7 +57,8 @@ impl OpenEpisode {
         self.judged_ns = at.mono_ns;
         // While a queue drains, its workers are busy with the backlog. That says nothing about why it filled. But one that is empty
         // in most samples drains after each burst: it may never be judged otherwise.
-        let in_bursts = self.episode.empty_share >= MIN_EMPTY_IN_BURSTS;
+        let in_bursts = self.episode.empty_share >= MIN_EMPTY_IN_BURSTS
+            && self.episode.wait_max_ns.unwrap_or(0) < MAX_WAIT_IN_BURSTS_NS;
         let is_judged = self.verdict.cause != Cause::Unknown;
         if self.episode.is_draining() && (is_judged || !in_bursts) {
             return Vec::new();

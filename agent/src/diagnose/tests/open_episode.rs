@@ -66,15 +66,17 @@ fn a_queue_that_drains_is_judged_only_if_it_fills_in_bursts_and_has_no_verdict_y
         mono_ns: ms * 1_000_000,
         unix_ns: 0,
     };
-    for (empty_share, first, expected) in [
-        (0.9, Cause::Unknown, Cause::UndersizedLimit),
-        (0.1, Cause::Unknown, Cause::Unknown),
-        (0.9, Cause::CpuBound, Cause::CpuBound),
+    for (empty_share, wait_max_ns, first, expected) in [
+        (0.9, 0, Cause::Unknown, Cause::UndersizedLimit),
+        (0.1, 0, Cause::Unknown, Cause::Unknown),
+        (0.9, 4_900_000_000, Cause::Unknown, Cause::Unknown),
+        (0.9, 0, Cause::CpuBound, Cause::CpuBound),
     ] {
         let episode = Episode {
             depth: 0,
             depth_max: 8,
             empty_share,
+            wait_max_ns: Some(wait_max_ns),
             ..filling()
         };
         let mut open = OpenEpisode::new(at(0), episode, of(first));
