@@ -126,8 +126,8 @@ impl Reach {
             }
             // One that was only held up, as on a busy machine, has ended by the next poll. Once only: one that is always late would
             // hold up each poll.
-            let is_late = self.stuck.iter().any(|(stuck, _)| *stuck == pid)
-                && !self.known.contains_key(&key);
+            let is_late =
+                self.stuck.iter().any(|(stuck, _)| *stuck == pid) && !self.known.contains_key(&key);
             let found = Known {
                 found,
                 retry: poll + if is_late { 1 } else { RETRY_POLLS },
