@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::scenario::{Listed, Outcome, Row};
 
 use crate::{
@@ -55,8 +55,8 @@ pub struct Args {
     /// List the scenarios and exit
     #[arg(long)]
     list: bool,
-    /// Play each scenario N times
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Play each scenario N times; 0: only count and write the runs of `--rows`
+    #[arg(long, value_name = "N", default_value_t = 1)]
     repeat: u32,
     /// Print one JSON object per line
     #[arg(long)]
@@ -124,15 +124,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         if let Some(error) = unplayed {
             return Err(error);
         }
-        // The table keeps the order of the list.
-        rows.sort_by_key(|row: &Row| place(&row.scenario));
         // After every round, so that an interrupted command keeps the rows played so far.
-        if let Some(file) = &args.write {
-            let text =
-                fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-            let text = format!("{}{}", before_section(&text), section(&sums(&rows)));
-            fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
-        }
+        write(args.write.as_deref(), &mut rows, place)?;
+    }
+    if args.repeat == 0 {
+        ensure!(!rows.is_empty(), "--repeat 0 needs --rows FILE");
+        write(args.write.as_deref(), &mut rows, place)?;
     }
     if !args.json {
         println!("\n{}", total(&sums(&rows)));
@@ -148,6 +145,21 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Writes the table into its section of the file, in the order of the list.
+fn write(
+    file: Option<&Path>,
+    rows: &mut [Row],
+    place: impl Fn(&str) -> Option<usize>,
+) -> Result<()> {
+    rows.sort_by_key(|row| place(&row.scenario));
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let text = format!("{}{}", before_section(&text), section(&sums(rows)));
+    fs::write(file, text).with_context(|| format!("write {}", file.display()))
 }
 
 /// The runs in these files.
