@@ -329,13 +329,14 @@ fn next(view: View<'_>, step: &Step) -> Option<Next> {
 /// Where to find the threads that can end the wait for a resource. `None`: there are none, or they are unknown.
 fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     match (step.activity, resource) {
-        (Activity::Downstream | Activity::PeerRead, Resource::Connection(cookie)) => {
+        (Activity::PeerRead, Resource::Connection(cookie)) => {
             let link = view.topology.link(*cookie)?;
-            // The data is held up on its way, and no thread of the peer can do anything about it.
-            let has_room = || !link.peer_has_no_room() || view.topology.has_read_all(link);
-            if step.activity == Activity::PeerRead && has_room() {
-                return None;
-            }
+            // Otherwise the data is held up on its way, and no thread of the peer can do anything about it.
+            let is_unread = link.peer_has_no_room() && !view.topology.has_read_all(link);
+            is_unread.then(|| other_end(view, step, link))
+        }
+        (Activity::Downstream, Resource::Connection(cookie)) => {
+            let link = view.topology.link(*cookie)?;
             if view.topology.is_on_its_way(link, *cookie, view.targets) {
                 return Some(Next::Remote(link.remote.to_string()));
             }

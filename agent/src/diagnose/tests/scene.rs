@@ -12,8 +12,8 @@ use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
     queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
     sample::{
-        Architecture, Connection, DatagramSocket, Detail, Holder, Listener, Peer, Pipe, Sample,
-        Scans, State, Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
+        Architecture, Connection, DatagramSocket, Detail, Holder, Listener, Listening, Peer, Pipe,
+        Sample, Scans, State, Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
     },
 };
 
@@ -221,6 +221,16 @@ impl Scene {
         }
         let client = SocketAddr::from(([192, 0, 2, 7], 20_000 + cookie as u16));
         self.hold(connection(cookie, tgid, fd, (local(port), client)))
+    }
+
+    /// The only listening address that the agent knows, and the process that listens there.
+    pub(super) fn listens(&mut self, tgid: u32, address: SocketAddr, name: &str) {
+        self.sample.listening = Some(vec![Listening {
+            netns: 1,
+            address,
+            tgid,
+            name: name.to_owned(),
+        }]);
     }
 
     /// A connection that the service opened.

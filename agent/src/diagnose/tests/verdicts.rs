@@ -8,7 +8,7 @@ use crate::{
     cause::Cause,
     event::{Confidence, CulpritKind, DrivenBy, Episode, Verdict},
     queue::{Kind, Reading},
-    sample::{CpuUser, Detail, Listening, State, Wait},
+    sample::{CpuUser, Detail, State, Wait},
 };
 
 pub(super) fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
@@ -499,12 +499,7 @@ fn a_connection_that_is_not_answered_is_a_call() {
 fn a_connection_that_nobody_accepts_leads_to_the_process_that_listens() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.calls(1, (10, 5), local(9090)).state = 2;
-    scene.sample().listening = Some(vec![Listening {
-        netns: 1,
-        address: local(9090),
-        tgid: 20,
-        name: "python3".to_owned(),
-    }]);
+    scene.listens(20, local(9090), "python3");
     let threads = [
         thread(10, 0).call(libc::SYS_connect, [5, 0, 16, 0]),
         thread(20, 0).state(State::Stopped),
@@ -619,12 +614,7 @@ fn a_call_that_waits_in_the_own_accept_queue_is_a_cycle() {
         (1, "127.0.0.1:80", true, false, Cause::ConsumerStalled),
     ] {
         let mut scene = Scene::of(&[&[10, 11]]);
-        scene.sample().listening = Some(vec![Listening {
-            netns: 1,
-            address: "0.0.0.0:80".parse().unwrap(),
-            tgid: 10,
-            name: "service-1".to_owned(),
-        }]);
+        scene.listens(10, "0.0.0.0:80".parse().unwrap(), "service-1");
         scene.accepts(1, (10, 4), 80);
         scene.calls(2, (10, 5), remote.parse().unwrap()).netns = netns;
         if is_accepted {
@@ -839,12 +829,7 @@ fn a_connection_that_a_full_backlog_keeps_out_is_no_network_fault() {
         let call = scene.calls(1, (10, 5), local(7001));
         (call.write_seq, call.snd_nxt) = (60, 60);
         if listens {
-            scene.sample().listening = Some(vec![Listening {
-                netns: 1,
-                address: local(7001),
-                tgid: 20,
-                name: "service-2".to_owned(),
-            }]);
+            scene.listens(20, local(7001), "service-2");
         }
         scene.take_samples(60, &[thread(20, 0).on_cpu()]);
         let verdict = scene.verdict(&episode(Kind::Send, "-> 127.0.0.1:7001"));

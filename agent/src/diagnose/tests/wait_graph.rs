@@ -4,10 +4,7 @@ use super::{
     super::wait_graph::{ChainEnd, Step},
     scene::{Scene, local, thread},
 };
-use crate::{
-    event::Activity,
-    sample::{Listening, Wait},
-};
+use crate::{event::Activity, sample::Wait};
 
 fn last(steps: &[Step]) -> (u32, Activity, Option<ChainEnd>) {
     let last = steps.last().unwrap();
@@ -96,12 +93,7 @@ fn a_connection_request_waits_for_the_process_that_listens_only_if_the_accept_qu
         scene.accepts(4, (20, 8), 9090);
         let listener = scene.sample().listeners.last_mut().unwrap();
         listener.depth = depth;
-        scene.sample().listening = Some(vec![Listening {
-            netns: 1,
-            address: local(9090),
-            tgid: 20,
-            name: "nginx".to_owned(),
-        }]);
+        scene.listens(20, local(9090), "nginx");
         let connects = thread(10, 0).call(libc::SYS_connect, [6, 0, 16, 0]);
         scene.take_samples(60, &[connects, thread(20, 0).reads(5)]);
         let remote = ChainEnd::Remote("127.0.0.1:9090".to_owned());
