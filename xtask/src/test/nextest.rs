@@ -2,7 +2,12 @@
 //!
 //! A test that fails runs once more, alone, to classify the failure: `flaky` if it passes then. Both kinds are failures.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use roxmltree::{Document, Node};
@@ -37,10 +42,7 @@ impl Case {
 
 /// Runs the tests whose names contain `filter`, or all, with `env` in their environment.
 pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> Result<()> {
-    let skip_log = tools::cache().join(format!("skipped.{}", std::process::id()));
-    fs::write(&skip_log, "").with_context(|| format!("create {}", skip_log.display()))?;
-    let attempt_log = tools::cache().join(format!("attempts.{}", std::process::id()));
-    fs::write(&attempt_log, "").with_context(|| format!("create {}", attempt_log.display()))?;
+    let (skip_log, attempt_log) = (empty_log("skipped")?, empty_log("attempts")?);
     let mut nextest = cargo::nextest()
         .arg("--no-fail-fast")
         .env("TAILBACK_SKIP_LOG", &skip_log)
@@ -53,8 +55,7 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
         None => nextest.clone(),
     };
     let cases = report_of(&all)?;
-    let log =
-        fs::read_to_string(&skip_log).with_context(|| format!("read {}", skip_log.display()))?;
+    let log = read_log(&skip_log)?;
     let mut skipped = skipped_tests(&log);
     let failed = cases.iter().filter(|case| case.failure.is_some()).count();
     for case in &cases {
@@ -71,15 +72,25 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
         let why = format!("a skip was reported under this name, but no test has it: {why}");
         tally.record(name, Outcome::Failed(why));
     }
-    let attempts = fs::read_to_string(&attempt_log)
-        .with_context(|| format!("read {}", attempt_log.display()))?;
-    for attempt in attempts.lines() {
+    for attempt in read_log(&attempt_log)?.lines() {
         tally.note(format!("another attempt: {attempt}"));
     }
+    // Only now: tests that run again to be classified append to them, too.
     for log in [skip_log, attempt_log] {
         fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))?;
     }
     Ok(())
+}
+
+/// Creates a file that the tests append lines to.
+fn empty_log(name: &str) -> Result<PathBuf> {
+    let path = tools::cache().join(format!("{name}.{}", std::process::id()));
+    fs::write(&path, "").with_context(|| format!("create {}", path.display()))?;
+    Ok(path)
+}
+
+fn read_log(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
 /// Runs a failed test again, alone. Returns the reason, prefixed with the class of the failure. A pass here never makes
