@@ -116,7 +116,15 @@ fn a_node_agent_names_containers_and_units() -> Result<()> {
             let is_ours = ids.iter().any(|id| service["container"] == id.as_str());
             let is_expected = expected.iter().any(|(expected, _)| *expected == name);
             ensure!(!is_ours || is_expected, "{place}: {service}");
-            ensure!(service["comm"] != "conmon", "{place}: {service}");
+            // Tests beside this one start containers, too: for a moment, a new conmon is still in podman's own group.
+            let pid = service["pid"].as_u64().context("no pid")?;
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments = String::from_utf8_lossy(&arguments);
+            let runs_ours = ids.iter().any(|id| arguments.contains(id.as_str()));
+            ensure!(
+                service["comm"] != "conmon" || !runs_ours,
+                "{place}: {service}"
+            );
         }
         Ok(())
     };

@@ -88,8 +88,8 @@ fn place_of_path(path: &str) -> Place {
                 Place::Container { id, in_kubernetes }
             };
         }
-        if index == 0 && part == "podruntime" {
-            // Talos: the kubelet and containerd, which no systemd runs there.
+        // Podman without systemd: every container's conmon. Talos: the kubelet and containerd, which no systemd runs there.
+        if part == "conmon" || index == 0 && part == "podruntime" {
             return Place::Runtime;
         }
         if part == "user.slice" {
@@ -346,6 +346,7 @@ mod tests {
             format!("0::/machine.slice/libpod-conmon-{id}.scope\n"),
             format!("0::/system.slice/crio-conmon-{id}.scope\n"),
             "0::/../../podruntime/kubelet\n".to_owned(),
+            "4:memory:/libpod_parent/conmon\n1:name=systemd:/\n".to_owned(),
         ] {
             assert_eq!(place(&text), Place::Runtime, "{text}");
         }
