@@ -125,8 +125,11 @@ fn check_static(program: &Path) -> Result<()> {
 
 /// `cargo test` on the workspace.
 pub fn test() -> Cmd {
-    tests(Cmd::new("cargo").arg("test"))
+    tests(Cmd::new("cargo").args(["test", "--profile", TESTED]))
 }
+
+/// The profile with which tests, and the programs that they test, are built.
+const TESTED: &str = "tested";
 
 /// Test slots per CPU. `tests/nextest.toml` gives the slots that each test takes: one if it mostly waits, three if it computes.
 const SLOTS_PER_CPU: usize = 3;
@@ -139,7 +142,8 @@ pub fn test_slots() -> usize {
 /// `cargo nextest run` on the workspace: the same build as [`test()`].
 pub fn nextest() -> Cmd {
     let nextest = Cmd::new(tools::nextest())
-        .args(["nextest", "run", "--config-file", "tests/nextest.toml"])
+        .args(["nextest", "run", "--cargo-profile", TESTED])
+        .args(["--config-file", "tests/nextest.toml"])
         .args(["--test-threads", &test_slots().to_string()]);
     tests(nextest)
 }
@@ -147,7 +151,7 @@ pub fn nextest() -> Cmd {
 /// The tests of the workspace. The eBPF crate is left out: its object is loaded and tested by the agent.
 fn tests(cmd: Cmd) -> Cmd {
     cmd.current_dir(tools::root())
-        .args(["--workspace", "--exclude", "tailback-ebpf", "--release"])
+        .args(["--workspace", "--exclude", "tailback-ebpf"])
 }
 
 /// Where [`nextest`] leaves its report, as `tests/nextest.toml` configures it.

@@ -62,6 +62,12 @@ impl Tally {
         });
     }
 
+    /// Takes over all results of another tally.
+    pub fn append(&mut self, other: Self) {
+        self.tests.extend(other.tests);
+        self.notes.extend(other.notes);
+    }
+
     /// Adds a line to the summary.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
