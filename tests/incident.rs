@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{self, Command},
     sync::{PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
@@ -286,6 +286,10 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_holding_the_row_lo
     })
     .unwrap();
 
+    let planted_us = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as u64;
     let holder = sale.hold_the_row().unwrap();
     let backend = holder.backend;
     let ours = |event: &agent::Event| event.text("name") == queue;
@@ -335,8 +339,16 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_holding_the_row_lo
     // One trace, found under both service names.
     for name in services {
         let traces = jaeger.traces(name).unwrap();
+        // Not one that was over before, as of a pause of the machine.
+        let lasts = |trace: &&Value| {
+            list(trace, "spans").iter().any(|span| {
+                let [start, took] = ["startTime", "duration"].map(|key| span[key].as_u64());
+                start.unwrap_or(0) + took.unwrap_or(0) >= planted_us
+            })
+        };
         let ids: Vec<&str> = traces
             .iter()
+            .filter(lasts)
             .filter_map(|trace| trace["traceID"].as_str())
             .collect();
         assert_eq!(ids, [id.as_str()], "the traces of {name}");

@@ -24,6 +24,8 @@ const WORK: Duration = Duration::from_millis(200);
 const THINK: Duration = Duration::from_millis(200);
 /// Duration of the load.
 const DURATION: Duration = Duration::from_secs(20);
+/// Samples that are compared, at least.
+const MIN_SAMPLES: usize = 5;
 /// Samples are not instantaneous: tolerance around the time of a sample, ns.
 const MARGIN_NS: u64 = MAX_OUTPUT_DELAY.as_nanos() as u64;
 /// Longest timer tick of a kernel (HZ=100), ns: the resolution of its socket timestamps.
@@ -53,17 +55,17 @@ impl Seen {
     }
 }
 
-/// Samples two queues for `duration`: requests in flight at the server, and calls outstanding at the client. Late samples are
-/// dropped.
-fn sample_for(
-    duration: Duration,
+/// Samples two queues while the load runs, which began after `begun`: requests in flight at the server, and calls outstanding at the
+/// client. Late samples are dropped; if that leaves too few, it goes on for longer.
+fn sample_since(
+    begun: Instant,
     args: &[String],
     (inflight, downstream): (&str, &str),
 ) -> Result<[Vec<Seen>; 2]> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let mut seen = [Vec::new(), Vec::new()];
-    let end = Instant::now() + duration;
-    while Instant::now() < end {
+    let (end, latest) = (begun + DURATION * 3 / 4, begun + DURATION * 17 / 20);
+    while Instant::now() < end || seen[0].len() < MIN_SAMPLES && Instant::now() < latest {
         let sample = Sample::of(&args)?;
         if !sample.is_prompt()? {
             continue;
@@ -113,7 +115,11 @@ fn compare(what: &str, seen: &[Seen], server: &[Span], client: &[Span]) -> Resul
         reported / samples,
         logged / samples,
     );
-    ensure!(seen.len() >= 5, "{what}: only {} samples", seen.len());
+    ensure!(
+        seen.len() >= MIN_SAMPLES,
+        "{what}: only {} samples",
+        seen.len()
+    );
     ensure!(logged > 0.0, "{what}: there were no requests");
     ensure!(wrong == 0, "{what}: {wrong} samples were wrong: {seen:?}");
     ensure!(
@@ -140,13 +146,14 @@ fn compare_with_logs(test: &str, mode: Mode, tls: bool) -> Result<()> {
     let certificate = tls.then(Certificate::new).transpose()?;
     let tls = certificate.as_ref();
     let (server, address) = Talk::serve(mode, WORK, tls)?;
+    let begun = Instant::now();
     let client = Talk::load(mode, address, CONNECTIONS, THINK, DURATION, tls)?;
     let port = address.port();
     let (inflight, downstream) = (format!(":{port}"), format!("-> {address}"));
     wait_for_requests(&client)?;
     let pids = [server.pid(), client.pid()].map(|pid| pid.to_string());
     let args = ["--pid", &pids[0], "--pid", &pids[1]].map(str::to_owned);
-    let seen = sample_for(DURATION * 3 / 4, &args, (&inflight, &downstream))?;
+    let seen = sample_since(begun, &args, (&inflight, &downstream))?;
     client.wait_done(DURATION * 3)?;
     let (served, called) = (server.spans(), client.spans());
     compare("in flight", &seen[0], &served, &called)?;
@@ -205,6 +212,7 @@ fn a_proxy_shows_its_requests_in_flight_and_names_its_upstream() -> Result<()> {
     let (upstream, behind) = Talk::serve(Mode::Plain, WORK, None)?;
     let nginx = Nginx::start_proxy(2, behind)?;
     let to = nginx.address();
+    let begun = Instant::now();
     let client = Talk::load(Mode::Plain, to, CONNECTIONS, THINK, DURATION, None)?;
     wait_for_requests(&client)?;
     let args = ["--pid".to_owned(), nginx.process().pid().to_string()];
@@ -218,7 +226,7 @@ fn a_proxy_shows_its_requests_in_flight_and_names_its_upstream() -> Result<()> {
         "{worst} does not name {}",
         upstream.pid()
     );
-    let seen = sample_for(DURATION * 3 / 4, &args, (&names.0, &names.1))?;
+    let seen = sample_since(begun, &args, (&names.0, &names.1))?;
     client.wait_done(DURATION * 3)?;
     let (served, called) = (upstream.spans(), client.spans());
     compare("in flight at the proxy", &seen[0], &served, &called)?;

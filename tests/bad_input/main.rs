@@ -10,7 +10,7 @@ mod signals;
 mod streams;
 mod targets;
 
-use std::{process::Command, time::Duration};
+use std::{cell::RefCell, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -21,6 +21,7 @@ use tailback_tests::{
     process::{End, Process},
     program,
     skip::skip,
+    temp::TempDir,
 };
 
 /// Deadline of each wait.
@@ -56,8 +57,15 @@ impl Output {
 }
 
 fn tailback(args: &[&str]) -> Result<Command> {
+    thread_local! {
+        /// Removed at the end of the test.
+        static RUN: RefCell<Vec<TempDir>> = const { RefCell::new(Vec::new()) };
+    }
+    // Only one agent may use a directory, and tests beside this one run agents, too.
+    let run = TempDir::new("run")?;
     let mut command = Command::new(agent::binary()?);
-    command.args(args);
+    command.env("RUNTIME_DIRECTORY", run.path()).args(args);
+    RUN.with_borrow_mut(|all| all.push(run));
     Ok(command)
 }
 

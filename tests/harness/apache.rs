@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{ports, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Where distributions put its modules.
 const MODULES: &[&str] = &["/usr/lib/apache2/modules", "/usr/lib64/httpd/modules"];
 

@@ -47,8 +47,15 @@ impl Container {
         Ok(Self { name, root })
     }
 
-    /// Runs `true` with these podman options; the error is podman's.
+    /// Runs `true` with these podman options; the error is podman's. Tries a few times: a test that is skipped fails the run.
     pub fn check_can_run(options: &[&str]) -> Result<()> {
+        const ATTEMPTS: u32 = 3;
+        (1..ATTEMPTS)
+            .find_map(|_| Self::run_true(options).ok())
+            .map_or_else(|| Self::run_true(options), Ok)
+    }
+
+    fn run_true(options: &[&str]) -> Result<()> {
         let container = Self::new()?;
         let before = container.before(options)?;
         let mut podman = Command::new(&before[0]);
@@ -194,13 +201,20 @@ impl PodLink {
     /// `name`: `POD_NAMESPACE_CONTAINER-ID.log`.
     pub fn new(name: &str) -> Result<Self> {
         let directory = PathBuf::from("/var/log/containers");
-        let made = fs::create_dir(&directory).is_ok();
         let link = directory.join(name);
+        // Another test may remove the directory, which it has made, just before the link is made.
+        let made = wait::until("a link of the kubelet", DEADLINE, || {
+            let made = fs::create_dir(&directory).is_ok();
+            match symlink("/var/log/pods/none", &link) {
+                Ok(()) => Ok(Some(made)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error).with_context(|| format!("create {}", link.display())),
+            }
+        })?;
         let made = made.then_some(directory);
         // A signal ends this process without drop.
         let (link_made, directory_made) = (link.clone(), made.clone());
         cleanup::on_interrupt(move || remove_link(&link_made, directory_made.as_deref()));
-        symlink("/var/log/pods/none", &link)?;
         Ok(Self { link, made })
     }
 }

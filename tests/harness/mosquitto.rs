@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{ports, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running Mosquitto that accepts connections.
 pub struct Mosquitto {

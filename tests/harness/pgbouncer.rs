@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running PgBouncer that accepts connections.
 pub struct PgBouncer {

@@ -225,8 +225,10 @@ pub fn children_of(pid: u32) -> Result<Vec<u32>> {
 fn is_stopped(pid: u32) -> Result<bool> {
     let directory = format!("/proc/{pid}/task");
     for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {
-        let stat = thread?.path().join("stat");
-        let text = fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
+        let Ok(text) = fs::read_to_string(thread?.path().join("stat")) else {
+            // It has ended.
+            continue;
+        };
         if !state(&text).starts_with('T') {
             return Ok(false);
         }

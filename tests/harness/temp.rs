@@ -19,11 +19,22 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     /// Creates an empty directory whose name contains `purpose`.
     pub fn new(purpose: &str) -> Result<Self> {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("tailback-{purpose}-{}-{count}", process::id()));
-        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        cleanup::register_directory(&path);
-        Ok(Self(path))
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("tailback-{purpose}-{}-{count}", process::id());
+            let path = env::temp_dir().join(name);
+            let created = fs::create_dir(&path);
+            // Left by a process that was killed and had the same pid.
+            if created
+                .as_ref()
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists)
+            {
+                continue;
+            }
+            created.with_context(|| format!("create {}", path.display()))?;
+            cleanup::register_directory(&path);
+            return Ok(Self(path));
+        }
     }
 
     pub fn path(&self) -> &Path {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{lines::Line, ports, process::Process, program, temp::TempDir, wait};
 
 /// Deadline for the start.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Settings of the default application.
 #[derive(Clone, Debug)]

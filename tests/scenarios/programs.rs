@@ -18,7 +18,8 @@ use tailback_tests::{
     uwsgi::Uwsgi,
 };
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Deadline of each wait: a JVM or an interpreter may start beside five others.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether this is uWSGI's message about a full listen queue.
 pub fn uwsgi_is_full(line: &str) -> bool {

@@ -190,14 +190,19 @@ fn a_reloaded_or_restarted_haproxy_gets_the_weight_again_at_once() -> Result<()>
     );
     let status = adapter(&stage, port)?;
     ensure!(codes(&status).is_empty(), "{status}");
-    let checks = status["checks"].as_array().context("no checks")?;
-    let interval_ns = checks[0]["interval_ns"].as_u64();
-    ensure!(
-        checks.len() == 1
-            && checks[0]["weight"] == 100
-            && (150_000_000..450_000_000).contains(&interval_ns.unwrap_or(0)),
-        "{status}"
-    );
+    // Two late checks are forgotten after some more.
+    wait::until_ok("the interval of one worker", DEADLINE, || {
+        let status = adapter(&stage, port)?;
+        let checks = status["checks"].as_array().context("no checks")?;
+        let interval_ns = checks[0]["interval_ns"].as_u64();
+        ensure!(
+            checks.len() == 1
+                && checks[0]["weight"] == 100
+                && (150_000_000..450_000_000).contains(&interval_ns.unwrap_or(0)),
+            "{status}"
+        );
+        Ok(())
+    })?;
     drop(pending);
 
     drop(haproxy);
@@ -293,27 +298,30 @@ fn a_haproxy_that_checks_rarely_or_declares_no_weight_keeps_all_its_traffic_and_
         }
         Ok(())
     })?;
-    let doctor = tailback(&["doctor", "--json"])?;
-    let lines: Vec<Value> = doctor
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()?;
-    let warnings = |port: u16| {
-        let name = format!("haproxy 127.0.0.1:{port}");
-        let of_port = lines.iter().filter(|line| line["name"] == *name);
-        of_port
-            .map(|line| (line["state"].to_string(), line["code"].to_string()))
-            .collect::<Vec<_>>()
-    };
-    ensure!(
-        warnings(slow) == [("\"warning\"".to_owned(), "\"slow_checks\"".to_owned())],
-        "{doctor}"
-    );
-    ensure!(
-        tailback(&["status", "--json"])?.contains("\"code\":\"weight_unknown\""),
-        "no warning in the JSON"
-    );
-    Ok(())
+    // On a busy machine the adapter process may not reply within 2 s.
+    wait::until_ok("the warnings in the JSON", DEADLINE, || {
+        let doctor = tailback(&["doctor", "--json"])?;
+        let lines: Vec<Value> = doctor
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?;
+        let warnings = |port: u16| {
+            let name = format!("haproxy 127.0.0.1:{port}");
+            let of_port = lines.iter().filter(|line| line["name"] == *name);
+            of_port
+                .map(|line| (line["state"].to_string(), line["code"].to_string()))
+                .collect::<Vec<_>>()
+        };
+        ensure!(
+            warnings(slow) == [("\"warning\"".to_owned(), "\"slow_checks\"".to_owned())],
+            "{doctor}"
+        );
+        ensure!(
+            tailback(&["status", "--json"])?.contains("\"code\":\"weight_unknown\""),
+            "no warning in the JSON"
+        );
+        Ok(())
+    })
 }
 
 #[test]
@@ -350,7 +358,7 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     }
     let service = jam("127.0.0.1:0", 101)?;
     let port = ports::free()?;
-    let more = format!("ttl = \"3s\"\n{}", haproxy_section(port));
+    let more = format!("ttl = \"8s\"\n{}", haproxy_section(port));
     let stage = Stage::start(service.address().port(), &more)?;
     let haproxy = Checked::start(service.address(), &[(port, GUIDE)])?;
     haproxy.wait_weight("s0", 5)?;

@@ -17,4 +17,4 @@ pub use programs::{Program, Session, app};
 pub use uvicorn::Uvicorn;
 
 /// Deadline of each wait.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);

@@ -399,7 +399,10 @@ fn the_number_of_logs_per_target_is_limited() {
     assert_eq!(scene.poll_after(0), []);
     assert_eq!((scene.logs.tails.len(), scene.notice_codes().len()), (8, 0));
     let tenth = scene.path("tenth.log");
-    writer.run(&format!("exec 2>>{}", tenth.display()), || tenth.exists());
+    let link = format!("/proc/{}/fd/2", writer.pid());
+    writer.run(&format!("exec 2>>{}", tenth.display()), || {
+        fs::read_link(&link).is_ok_and(|now| now == tenth)
+    });
     assert_eq!(scene.poll_after(RESCAN_INTERVAL_NS), []);
     assert_eq!(scene.logs.tails.len(), MAX_PER_TARGET);
     assert_eq!(scene.notice_codes(), ["too_many_logs"]);
