@@ -120,7 +120,7 @@ fn the_service_manager_learns_when_the_agent_is_ready_alive_reloaded_and_stoppin
     ] {
         fs::write(&config, text)?;
         agent.process().signal(Signal::HUP)?;
-        // The agent looks at the file, too: it may have loaded the former one twice.
+        // The agent polls the file, too: it may have loaded the former one twice.
         let reloading = manager.wait(status)?;
         let has = |start: &str| reloading.iter().any(|field| field.starts_with(start));
         ensure!(
