@@ -53,9 +53,10 @@ pub fn until_ok<T>(
     }
 }
 
-/// Repeats a measurement that a pause of the machine has voided, as of a virtual machine whose host is busy: all that was due
-/// meanwhile happens at once afterwards, and times include the pause. A failure without a pause counts, and so does the last one.
-/// `cargo xtask test` prints each further attempt with its reason. Only for a test that no bound makes right under a pause.
+/// Repeats a measurement that failed while the machine paused, as a virtual machine does if its host is busy. After a
+/// pause, all that was due meanwhile happens at once, and measured times include the pause. A failure without a pause is
+/// final, and so is that of the last attempt. `cargo xtask test` prints each further attempt with its reason. Only for
+/// tests whose bounds cannot allow for a pause.
 pub fn unless_paused<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..ATTEMPTS {
         let (result, pause) = with_longest_pause(&mut attempt);

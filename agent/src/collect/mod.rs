@@ -89,7 +89,7 @@ use crate::{
 /// Time between two scans of the process table, ns: a new process is found within a second.
 const DISCOVERY_INTERVAL_NS: u64 = 500 * MS;
 const MS: u64 = 1_000_000;
-/// A fact counts as hidden if so many polls in a row do not see it, and the time between two of them.
+/// Number of polls in a row that must not see a fact before it counts as hidden, and the time between two of them.
 const VISIBILITY_POLLS: usize = 3;
 const VISIBILITY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -189,7 +189,8 @@ impl Collector {
     /// If the kernel refuses an iterator or a map update.
     pub fn visibility(&mut self) -> Result<Visibility> {
         let mut hidden = self.hidden()?;
-        // Not hidden: a group whose search a busy machine held up, and one that was removed meanwhile.
+        // One poll may also miss a fact because a busy machine held up the search, or because the group was removed
+        // meanwhile. Such a fact is not hidden.
         for _ in 1..VISIBILITY_POLLS {
             if hidden.is_empty() {
                 break;

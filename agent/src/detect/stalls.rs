@@ -3,7 +3,7 @@
 //! A standing delay does not notice them, because the queue is empty in between. A runtime that stops for garbage collections is
 //! the usual case: each pause is short, but together they make the slowest requests slow.
 //!
-//! A pause counts as a stall only if the queue grew during it by more items than the service has threads. Otherwise it may be a
+//! A pause counts as a stall only if the queue grew during it by at least ten items, and by more than the service has threads. Otherwise it may be a
 //! burst of arrivals before the pause, or workers that happen to finish at the same time. Of an event loop, each long turn is a
 //! stall if anything is ready meanwhile.
 
@@ -173,7 +173,8 @@ mod tests {
         readings
     }
 
-    /// The longest that recurs while turns of this many ticks of 100 ms follow each other, with so many ticks of rest.
+    /// The longest recurring stall, in ms, of `of` turns of `ticks` × 100 ms each, with `rest` × 100 ms between two of
+    /// them, while `ready` events wait in each.
     fn recurring_turns_ms(ticks: u64, rest: u64, of: u64, ready: f64) -> u64 {
         let mut stalls = Stalls::default();
         let reading = |tick: u64| {

@@ -86,8 +86,8 @@ enum Next {
     Remote(String),
 }
 
-/// The wait chain behind an episode. It begins at the event loop's thread or at the threads that wait for the lock, if the
-/// queue is one of these; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
+/// The wait chain behind an episode. If the queue is that of an event loop or of a lock, it begins at the loop's thread or
+/// at the threads that wait for the lock; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
 /// do not. Then it begins at the workers that should accept from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
@@ -150,7 +150,7 @@ pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
 
 /// The threads that should accept from the listening sockets with a standing queue. `None`: they are not known. Where each
 /// process has sockets of its own, these are the workers of the processes that hold them. Where all processes have inherited
-/// all sockets, or threads share them, they are the threads that are not idle, if there are not more of them than such sockets.
+/// all sockets, or threads share them, they are the threads that are not idle, unless there are more of them than such sockets.
 fn behind_standing_queues(view: View<'_>, target: TargetId, uneven: &Uneven) -> Option<ThreadSet> {
     /// The workers of the empty sockets are idle for most of the time.
     const MAX_IDLE: f64 = 0.5;

@@ -6,7 +6,7 @@
 
 /// Digits of a container id.
 const ID_DIGITS: usize = 64;
-/// Units of container runtimes. Where runtime and kubelet do not agree on how groups are managed, those of containers are below.
+/// Units of container runtimes. If runtime and kubelet use different cgroup drivers, the groups of containers are below these.
 pub(super) const RUNTIME_UNITS: &[&str] = &[
     "containerd",
     "cri-docker",
@@ -88,7 +88,7 @@ fn place_of_path(path: &str) -> Place {
                 Place::Container { id, in_kubernetes }
             };
         }
-        // Podman without systemd: every container's conmon. Talos: the kubelet and containerd, which no systemd runs there.
+        // Podman without systemd: every container's conmon. Talos, which has no systemd: the kubelet and containerd.
         if part == "conmon" || index == 0 && part == "podruntime" {
             return Place::Runtime;
         }

@@ -15,7 +15,7 @@ use tailback_tests::scenario::{Listed, Room, Row};
 
 use crate::{cargo::test_slots, command::Cmd};
 
-/// The slots that a scenario takes. One that computes leaves room for two that mostly wait on a machine with two CPUs.
+/// The slots that a scenario takes. On a machine with two CPUs, one that computes leaves room for two that mostly wait.
 fn slots(scenario: &Listed, all: usize) -> usize {
     match scenario.room {
         Room::Little => 1,
