@@ -258,7 +258,7 @@ incidents! {
     memory_limit_go "memory-limit-go" Some(planted(CpuBound, &[Accept, Inflight], "of name-a (9245)")),
     memory_limit_java "memory-limit-java" Some(Planted {
         ongoing: true,
-        ..planted(CpuBound, &[Inflight, Recv], "of name-a (11625)")
+        ..planted(CpuBound, &[Inflight, Recv], "of name-a (19478)")
     }),
     // The accept queue drains between two collections.
     collector_pauses "collector-pauses" Some(Planted {
@@ -428,6 +428,26 @@ fn old_requests_without_a_baseline_are_reported_and_not_judged() {
     ];
     for name in silent {
         assert_eq!(unjudged(name), [], "{name}");
+    }
+}
+
+#[test]
+fn the_counters_of_a_jvm_support_a_verdict_that_is_the_same_without_them() {
+    let verdicts = |samples: &[Sample]| -> Vec<Verdict> {
+        let episodes = episodes(samples).into_iter();
+        let verdicts = episodes.filter_map(|episode| episode.verdict);
+        verdicts.map(|verdict| (*verdict).clone()).collect()
+    };
+    let mut samples = samples("memory-limit-java");
+    let counted = verdicts(&samples);
+    samples.iter_mut().for_each(|sample| sample.jvm_counters.clear());
+    let alone = verdicts(&samples);
+    assert!(!counted.is_empty() && counted.len() == alone.len());
+    for (counted, alone) in counted.iter().zip(&alone) {
+        assert!(counted.evidence.contains("counters agree"), "{}", counted.evidence);
+        assert!(!alone.evidence.contains("counters"), "{}", alone.evidence);
+        let known = |verdict: &Verdict| (verdict.cause, verdict.confidence, verdict.advice.clone());
+        assert_eq!(known(counted), known(alone));
     }
 }
 

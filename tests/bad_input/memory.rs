@@ -1,4 +1,4 @@
-//! Memory of a watched process that holds up its readers: its file system does not answer, or its lock is held.
+//! Memory and files of a watched process that hold up their readers: a file system does not answer, or a lock is held.
 
 use std::{
     ffi::CString,
@@ -57,11 +57,17 @@ mod protocol {
     pub const BUFFER: usize = 128 * 1024;
 }
 
+#[derive(Default)]
+struct Requests {
+    reads: AtomicU32,
+    opens: AtomicU32,
+}
+
 /// A regular file whose file system answers every request except for its content.
 struct SilentFile {
     path: PathBuf,
-    /// Requests for its content.
-    reads: Arc<AtomicU32>,
+    /// Requests for its content, and to open it.
+    requests: Arc<Requests>,
     server: Option<JoinHandle<()>>,
 }
 
@@ -94,12 +100,12 @@ impl SilentFile {
             )
         };
         ensure!(result == 0, "mount: {}", io::Error::last_os_error());
-        let reads = Arc::new(AtomicU32::new(0));
-        let counter = Arc::clone(&reads);
+        let requests = Arc::new(Requests::default());
+        let counter = Arc::clone(&requests);
         let server = thread::spawn(move || serve(&device, &counter));
         Ok(Some(Self {
             path: path.to_owned(),
-            reads,
+            requests,
             server: Some(server),
         }))
     }
@@ -123,7 +129,7 @@ impl Drop for SilentFile {
 }
 
 /// Answers until the file system is unmounted.
-fn serve(mut device: &File, reads: &AtomicU32) {
+fn serve(mut device: &File, requests: &Requests) {
     let mut request = vec![0; protocol::BUFFER];
     loop {
         match device.read(&mut request) {
@@ -138,7 +144,7 @@ fn serve(mut device: &File, reads: &AtomicU32) {
         let unique = [word(8), word(12)];
         let (error, body) = match word(4) {
             protocol::READ => {
-                reads.fetch_add(1, Ordering::SeqCst);
+                requests.reads.fetch_add(1, Ordering::SeqCst);
                 continue;
             }
             protocol::FORGET | protocol::INTERRUPT => continue,
@@ -147,9 +153,19 @@ fn serve(mut device: &File, reads: &AtomicU32) {
             // `struct fuse_attr_out`: inode 1, four pages, mode 100666, one link.
             protocol::GETATTR => (
                 0,
-                words::<26>(&[(0, 3600), (4, 1), (6, 4 * 4096), (19, 0o100_666), (20, 1)]),
+                words::<26>(&[
+                    (0, 3600),
+                    (4, 1),
+                    (6, 4 * 4096),
+                    (19, 0o100_666),
+                    (20, 1),
+                    (21, NOBODY),
+                ]),
             ),
-            protocol::OPEN => (0, words::<4>(&[])),
+            protocol::OPEN => {
+                requests.opens.fetch_add(1, Ordering::SeqCst);
+                (0, words::<4>(&[]))
+            }
             protocol::RELEASE | protocol::FLUSH => (0, Vec::new()),
             _ => (-libc::ENOSYS, Vec::new()),
         };
@@ -218,12 +234,16 @@ struct Attack {
 impl Attack {
     /// `None`, with the reason in the log of skipped tests, if there is no FUSE.
     fn start(test: &str, what: &str) -> Result<Option<Self>> {
-        let directory = TempDir::new("silent")?;
+        Self::start_in(TempDir::new("silent")?, "file", test, what)
+    }
+
+    /// The same with a file of this name in this directory.
+    fn start_in(directory: TempDir, name: &str, test: &str, what: &str) -> Result<Option<Self>> {
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
         let binary = directory.path().join("hostile");
         program::copy(Path::new(HOSTILE), &binary)?;
         fs::set_permissions(&binary, Permissions::from_mode(0o755))?;
-        let path = directory.write("file", "")?;
+        let path = directory.write(name, "")?;
         let Some(file) = SilentFile::mount(test, &path)? else {
             return Ok(None);
         };
@@ -255,7 +275,11 @@ impl Attack {
     }
 
     fn reads(&self) -> u32 {
-        self.file.reads.load(Ordering::SeqCst)
+        self.file.requests.reads.load(Ordering::SeqCst)
+    }
+
+    fn opens(&self) -> u32 {
+        self.file.requests.opens.load(Ordering::SeqCst)
     }
 }
 
@@ -313,5 +337,33 @@ fn a_command_line_that_cannot_be_read_does_not_hold_up_the_agent() -> Result<()>
         reader.join().is_ok_and(|read| read.is_ok()),
         "it was not read"
     );
+    Ok(())
+}
+
+#[test]
+fn performance_data_on_a_file_system_that_never_answers_is_not_opened() -> Result<()> {
+    let test = "performance_data_on_a_file_system_that_never_answers_is_not_opened";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let directory = format!("/tmp/hsperfdata_tailback-{}", std::process::id());
+    let directory = TempDir::at(Path::new(&directory))?;
+    let Some(mut attack) = Attack::start_in(directory, "1", test, "jvm")? else {
+        return Ok(());
+    };
+    let maps = fs::read_to_string(format!("/proc/{}/maps", attack.pid))?;
+    let path = attack.file.path.display().to_string();
+    ensure!(
+        maps.lines().any(|line| line.ends_with(&path)),
+        "it does not map {path}"
+    );
+    attack.check_agent()?;
+    ensure!(
+        attack.reads() == 0,
+        "{} requests for the content",
+        attack.reads()
+    );
+    // Only the process itself has opened it.
+    ensure!(attack.opens() == 1, "opened {} times", attack.opens());
     Ok(())
 }

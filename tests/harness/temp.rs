@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -22,19 +23,26 @@ impl TempDir {
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let name = format!("tailback-{purpose}-{}-{count}", process::id());
-            let path = env::temp_dir().join(name);
-            let created = fs::create_dir(&path);
-            // Left by a process that was killed and had the same pid.
-            if created
-                .as_ref()
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists)
-            {
-                continue;
+            // A process that was killed and had the same pid may have left it.
+            if let Some(created) = Self::create(env::temp_dir().join(name))? {
+                return Ok(created);
             }
-            created.with_context(|| format!("create {}", path.display()))?;
-            cleanup::register_directory(&path);
-            return Ok(Self(path));
         }
+    }
+
+    /// Creates an empty directory of this path.
+    pub fn at(path: &Path) -> Result<Self> {
+        Self::create(path.to_owned())?.with_context(|| format!("{} exists", path.display()))
+    }
+
+    /// `None`: it exists.
+    fn create(path: PathBuf) -> Result<Option<Self>> {
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
+            created => created.with_context(|| format!("create {}", path.display()))?,
+        }
+        cleanup::register_directory(&path);
+        Ok(Some(Self(path)))
     }
 
     pub fn path(&self) -> &Path {

@@ -16,7 +16,7 @@ use crate::tools;
 #[derive(clap::Args)]
 pub struct Args {
     /// Parser to fuzz [default: all, in parallel]
-    #[arg(value_parser = ["btf", "records", "recordings", "config"])]
+    #[arg(value_parser = ["btf", "records", "jvm_counters", "recordings", "config"])]
     target: Option<String>,
     /// Duration: `90s`, `10m`, `1h`
     #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = seconds)]

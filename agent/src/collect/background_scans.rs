@@ -4,7 +4,7 @@
 
 use super::{DISCOVERY_INTERVAL_NS, MS, poll_interval::PollInterval};
 
-/// Part of the allowed CPU time that each background scan may use: 56% for the seven scans below together.
+/// Part of the allowed CPU time that each background scan may use: 64% for the eight scans below together.
 const BUDGET_PART: f64 = 0.08;
 /// The same while a target is focused: the profile needs more of the budget then.
 const BUDGET_PART_FOCUSED: f64 = 0.05;
@@ -26,6 +26,8 @@ pub(super) struct BackgroundScans {
     pub(super) lock_waits: PollInterval,
     /// Local ports in use in the network namespaces of the focus scope.
     pub(super) local_ports: PollInterval,
+    /// Counters of the JVMs in the focus scope.
+    pub(super) jvm_counters: PollInterval,
 }
 
 impl Default for BackgroundScans {
@@ -38,6 +40,7 @@ impl Default for BackgroundScans {
             titles: PollInterval::new(250 * MS, 5_000 * MS),
             lock_waits: PollInterval::new(200 * MS, 5_000 * MS),
             local_ports: PollInterval::new(1_000 * MS, 10_000 * MS),
+            jvm_counters: PollInterval::new(1_000 * MS, 5_000 * MS),
         }
     }
 }

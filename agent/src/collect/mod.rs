@@ -9,7 +9,8 @@
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
 //!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
-//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`, `paths`, `titles`, `logs`.
+//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`,
+//!   `jvm_counters`, `paths`, `titles`, `logs`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
@@ -24,6 +25,7 @@ mod cpu_budget;
 mod file_locks;
 mod focus;
 mod holders;
+mod jvm_counters;
 mod local_ports;
 mod lock_calls;
 mod lock_waits;
@@ -61,6 +63,9 @@ pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
 use focus::Focus;
 use holders::Holders;
+use jvm_counters::JvmCountersScan;
+#[doc(hidden)]
+pub use jvm_counters::{parse as parse_jvm_counters, read_of_process as read_jvm_counters};
 use local_ports::{LocalPortScan, networks_of};
 use lock_waits::LockWaits;
 use logs::Logs;
@@ -82,8 +87,8 @@ use titles::Titles;
 use crate::{
     kernel::scanner::{Bare, Scanner},
     messages::Table,
-    sample::{Architecture, Hidden, Sample, Scans, TargetId, Wait},
-    target::{Discovered, Discovery, Spec},
+    sample::{Architecture, Hidden, Sample, Scans, TargetId, VM_THREAD, Wait},
+    target::{Discovered, Discovery, ProcessInfo, Spec},
 };
 
 /// Time between two scans of the process table, ns: a new process is found within a second.
@@ -124,6 +129,7 @@ pub struct Collector {
     accelerators: Accelerators,
     local_ports: LocalPortScan,
     conntrack: ConntrackScan,
+    jvm_counters: JvmCountersScan,
     logs: Logs,
     system: System,
     cpu_accounting: CpuAccounting,
@@ -155,6 +161,7 @@ impl Collector {
             accelerators: Accelerators::default(),
             local_ports: LocalPortScan::default(),
             conntrack: ConntrackScan::default(),
+            jvm_counters: JvmCountersScan::default(),
             logs: Logs::new(None),
             system: System::default(),
             cpu_accounting: CpuAccounting::default(),
@@ -448,6 +455,9 @@ impl Collector {
             let cost_ns = self.costs.add_background(timer);
             self.background.local_ports.polled(now_ns, cost_ns, share);
         }
+        if is_focused && self.background.jvm_counters.is_due(now_ns) {
+            self.read_jvm_counters(sample);
+        }
         if plan.complete || self.background.system.is_due(now_ns) {
             let timer = CpuTimer::start();
             self.system.poll(
@@ -485,10 +495,8 @@ impl Collector {
 
     /// Finds who holds the locks that threads in the focus scope wait for in this sample, if it has sampled any.
     fn search_lock_waits(&mut self, sample: &mut Sample) {
-        let threads = match sample.scans {
-            Scans { profile: true, .. } => &sample.profile,
-            Scans { waits: true, .. } => &sample.waits,
-            _ => return,
+        let Some(threads) = sampled_threads(sample) else {
+            return;
         };
         let timer = CpuTimer::start();
         let in_focus = threads.iter().filter(|wait| self.focus.contains(wait.tgid));
@@ -502,6 +510,30 @@ impl Collector {
         let cost_ns = self.costs.add_background(timer);
         let share = self.background_share();
         self.background.lock_waits.polled(now_ns, cost_ns, share);
+    }
+
+    /// Reads the counters of the JVMs in the focus scope, if their threads are in this sample.
+    fn read_jvm_counters(&mut self, sample: &mut Sample) {
+        let Some(threads) = sampled_threads(sample) else {
+            return;
+        };
+        let timer = CpuTimer::start();
+        let is_jvms = |wait: &&Wait| wait.comm == VM_THREAD && self.focus.contains(wait.tgid);
+        let jvms = threads.iter().filter(is_jvms);
+        let tgids: BTreeSet<u32> = jvms.map(|wait| wait.tgid).collect();
+        let jvms = tgids.iter().filter_map(|tgid| self.processes.get(*tgid));
+        let jvms: Vec<&ProcessInfo> = jvms.collect();
+        let now_ns = sample.mono_ns;
+        sample.jvm_counters = self.jvm_counters.poll(
+            &jvms,
+            now_ns,
+            jvm_counters::find,
+            jvm_counters::read,
+            &mut self.notices,
+        );
+        let cost_ns = self.costs.add_background(timer);
+        let share = self.background_share();
+        self.background.jvm_counters.polled(now_ns, cost_ns, share);
     }
 
     /// Share of a core that each background scan may use.
@@ -542,6 +574,7 @@ impl Collector {
             self.titles.clear();
             self.lock_waits.clear();
             self.accelerators.clear();
+            self.jvm_counters.clear();
             self.scanner.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());
@@ -598,5 +631,14 @@ impl Collector {
             self.processes.discover_next();
         }
         self.update_focus_scope()
+    }
+}
+
+/// The threads that this sample describes: those in the focus scope, or all. `None`: it has sampled none.
+fn sampled_threads(sample: &Sample) -> Option<&[Wait]> {
+    match sample.scans {
+        Scans { profile: true, .. } => Some(&sample.profile),
+        Scans { waits: true, .. } => Some(&sample.waits),
+        _ => None,
     }
 }

@@ -26,6 +26,8 @@ const MAX_PARTITIONS: u64 = 64 * 1024;
 const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
+/// Longest text read from fdinfo, bytes: mode and mount are in its first lines; a process chooses how many locks follow.
+pub(super) const MAX_FDINFO: u64 = 4 * 1024;
 
 #[derive(Default)]
 pub(super) struct Paths {
@@ -268,6 +270,23 @@ pub(super) fn maps(pid: u32, max_bytes: u64) -> String {
 /// The mounts that a process sees: a pid, or `self`. Those that do not fit are missing.
 pub(super) fn mountinfo(process: impl Display) -> String {
     read_text(&format!("/proc/{process}/mountinfo"), MAX_MOUNTINFO)
+}
+
+/// The type of the file system that a file is on, as in `ext4`, by the fdinfo of its descriptor. `None`: its mount is not in
+/// `mounts`, for instance because it is outside the mount namespace of their process.
+pub(super) fn file_system<'a>(info: &str, mounts: &'a str) -> Option<&'a str> {
+    let id = field(info, "mnt_id:")?;
+    let mut mounts = mounts.lines();
+    let mount = mounts.find(|line| line.split(' ').next() == Some(id))?;
+    let (_, rest) = mount.split_once(" - ")?;
+    rest.split(' ').next()
+}
+
+/// The value of a field of a file in /proc with one field per line. `key` includes the colon.
+pub(super) fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix(key))?;
+    Some(value.trim())
 }
 
 /// The text of a file in /proc, cut after `max_bytes`. Empty if it cannot be read.

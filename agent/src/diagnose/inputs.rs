@@ -1,5 +1,5 @@
 //! What rules know apart from threads: the last readings of queues in focus, the response times of calls with their baseline,
-//! the use of connection pools, and the CPU use of other processes.
+//! the use of connection pools, the CPU use of other processes, and the counters of JVMs.
 
 use crate::hash::HashMap;
 use std::{
@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use super::jvm_counters::{Collecting, JvmReadings};
 use crate::{
     queue::{Kind, QueueKey, Reading, Readings, Targets},
     sample::{Cgroup, CpuUser, Hidden, HiddenFact, IoLimit, Refaults, Sample, Target, TargetId},
@@ -78,6 +79,7 @@ pub(super) struct Inputs {
     responses: HashMap<TargetId, VecDeque<(u64, u64)>>,
     /// Connections or requests that arrived at each service, by the kind of queue that counted them: when, ns, and how many.
     arrived: HashMap<(TargetId, Kind), VecDeque<(u64, u64)>>,
+    jvms: JvmReadings,
 }
 
 /// Calls on one endpoint.
@@ -208,6 +210,7 @@ impl Inputs {
         self.without_files.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
         self.arrived.retain(|(target, _), _| in_focus(*target));
+        self.jvms.read(sample);
         if sample.scans.cpu_users {
             self.read_cpu_users(sample);
         }
@@ -356,6 +359,11 @@ impl Inputs {
         let refaults = last.refaults.saturating_sub(first.refaults) as f64;
         let pages = last.pages.saturating_sub(first.pages) as f64;
         (seconds >= 1.0).then(|| (refaults / seconds, refaults / pages.max(1.0)))
+    }
+
+    /// How much a JVM collected garbage in this time, CLOCK_MONOTONIC ns, by its own counters. `None`: they were not read.
+    pub(super) fn collecting(&self, tgid: u32, time: (u64, u64)) -> Option<Collecting> {
+        self.jvms.over(tgid, time)
     }
 
     /// Whether the agent cannot see this fact of a service's control group.

@@ -5,8 +5,9 @@
 //! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time. `loop_turns` follows the turns of event
 //!    loops.
 //! 2. `topology` knows which process holds which connection, pipe and lock, `inputs` what the queues and the other
-//!    processes of the machine do. `held_pool` finds connections that are taken and not used, `listening_sockets` those
-//!    sockets of an address that nobody accepts from while others are empty.
+//!    processes of the machine do, and `jvm_counters` for which share of the time JVMs count that they collect garbage.
+//!    `held_pool` finds connections that are taken and not used, `listening_sockets` those sockets of an address that nobody
+//!    accepts from while others are empty.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
 //! 5. `open_episode` tracks how long each verdict has held. The one that has held longest is reported.
@@ -20,6 +21,7 @@ mod case;
 mod classify;
 mod held_pool;
 mod inputs;
+mod jvm_counters;
 mod listening_sockets;
 pub mod log_evidence;
 mod loop_turns;

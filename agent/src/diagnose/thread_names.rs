@@ -3,6 +3,8 @@
 //! Like a [title](super::titles), a name is what a process publishes about itself, and this table is the only place that
 //! interprets it. A runtime is recognized by a set of names that it alone gives, whatever the program is called.
 
+use crate::sample::VM_THREAD;
+
 /// The threads of one runtime.
 struct Runtime {
     /// Names that a process has if it runs in this runtime; all of them.
@@ -14,8 +16,8 @@ struct Runtime {
 const RUNTIMES: &[Runtime] = &[
     // HotSpot. Its VM thread runs the serial collector itself, and otherwise waits for the workers.
     Runtime {
-        marks: &["VM Thread", "VM Periodic Tas"],
-        collectors: &["VM Thread", "GC Thread#"],
+        marks: &[VM_THREAD, "VM Periodic Tas"],
+        collectors: &[VM_THREAD, "GC Thread#"],
     },
 ];
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Sample, Workload,
+    Sample, VM_THREAD, Workload,
     texts::{Text, each_address, each_text},
 };
 use crate::messages::KNOWN;
@@ -59,7 +59,7 @@ pub const PROGRAMS: &[&str] = &[
     "varnishd",
 ];
 /// Names of a runtime's own threads, without the number that may follow. They are kept, because the rules know them.
-const THREADS: &[&str] = &["GC Thread#", "VM Periodic Tas", "VM Thread"];
+const THREADS: &[&str] = &["GC Thread#", "VM Periodic Tas", VM_THREAD];
 /// Names of directories and control groups that are kept.
 pub const PLACES: &[&str] = &[
     ".",

@@ -15,8 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Architecture, Conntrack, Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults,
-    Sample, TargetId, Workload,
+    Architecture, Conntrack, Epoll, Hidden, IoLimit, JvmCounters, LocalPorts, LockWait,
+    OnAccelerator, Refaults, Sample, TargetId, Workload,
 };
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
@@ -83,6 +83,12 @@ struct AppendedArchitecture {
     architecture: Architecture,
 }
 
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedJvmCounters<JvmCounters> {
+    jvm_counters: JvmCounters,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -131,7 +137,8 @@ impl<W: Write> Writer<W> {
             .map(|target| (target.id, &target.workload))
             .filter(|(_, workload)| **workload != Workload::default())
             .collect();
-        let has_architecture = sample.architecture != Architecture::default();
+        let has_jvm_counters = !sample.jvm_counters.is_empty();
+        let has_architecture = sample.architecture != Architecture::default() || has_jvm_counters;
         let has_conntrack = sample.conntrack.is_some() || has_architecture;
         let has_workloads = !workloads.is_empty() || has_conntrack;
         let has_hidden = !sample.hidden.is_empty() || has_workloads;
@@ -181,6 +188,12 @@ impl<W: Write> Writer<W> {
         if has_architecture {
             let appended = AppendedArchitecture {
                 architecture: sample.architecture,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_jvm_counters {
+            let appended = AppendedJvmCounters {
+                jvm_counters: &sample.jvm_counters,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -369,14 +382,20 @@ impl<R: Read> Reader<R> {
             sample.conntrack = appended.conntrack;
         }
         if !rest.is_empty() {
-            let appended: AppendedArchitecture =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedArchitecture>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.architecture = appended.architecture;
             for wait in sample.waits.iter_mut().chain(&mut sample.profile) {
                 if let Some(syscall) = &mut wait.syscall {
                     syscall.architecture = appended.architecture;
                 }
             }
+        }
+        if !rest.is_empty() {
+            let appended: AppendedJvmCounters<Vec<JvmCounters>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.jvm_counters = appended.jvm_counters;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -630,6 +649,35 @@ mod tests {
         let mut reader = Reader::new(bytes.as_slice()).unwrap();
         for expected in samples {
             assert_eq!(reader.next_sample().unwrap(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn counters_of_jvms_are_read_back_with_or_without_the_fields_before_them() {
+        let counters = JvmCounters {
+            tgid: 7,
+            collector_ns: 9_000_000_000,
+            collections: 3,
+            is_collecting: true,
+            safepoint_ns: 9_500_000_000,
+            safepoints: 40,
+        };
+        for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+            let samples = [vec![counters], Vec::new()].map(|jvm_counters| Sample {
+                jvm_counters,
+                architecture,
+                ..Sample::default()
+            });
+            let mut bytes = Vec::new();
+            let mut writer = Writer::new(&mut bytes).unwrap();
+            for sample in &samples {
+                writer.add(sample).unwrap();
+            }
+            writer.flush().unwrap();
+            let mut reader = Reader::new(bytes.as_slice()).unwrap();
+            for expected in samples {
+                assert_eq!(reader.next_sample().unwrap(), Some(expected));
+            }
         }
     }
 

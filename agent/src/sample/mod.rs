@@ -11,6 +11,7 @@ mod conntrack;
 pub mod cut;
 pub mod file;
 mod host;
+mod jvm_counters;
 mod local_ports;
 mod lock_waits;
 mod open_files;
@@ -25,6 +26,7 @@ pub use host::{
     Cgroup, CpuUser, Hidden, HiddenFact, Holder, IoLimit, Listening, Machine, Network, Peer,
     Refaults, Stall,
 };
+pub use jvm_counters::{JvmCounters, VM_THREAD};
 pub use local_ports::LocalPorts;
 pub use lock_waits::{LockHolder, LockWait, SharedLock};
 pub use open_files::{
@@ -117,6 +119,9 @@ pub struct Sample {
     /// Of the machine that the sample was taken on, as in each [`Syscall`]. Recorded likewise, unless it is x86-64.
     #[serde(skip)]
     pub architecture: Architecture,
+    /// Counters of the JVMs in the focus scope that were read. Recorded likewise.
+    #[serde(skip)]
+    pub jvm_counters: Vec<JvmCounters>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

@@ -69,6 +69,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         epolls: _,
         hidden,
         architecture: _,
+        jvm_counters: _,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);

@@ -21,5 +21,5 @@ pub use downward::Downward;
 pub(crate) use facts::cgroup_path;
 pub(crate) use neighbours::{End, HostView, MAX_NEIGHBOURS, ends, find_neighbours};
 pub use node::{LeftOut, MAX_SERVICES};
-pub(crate) use process_file::read as read_process_file;
+pub(crate) use process_file::{read as read_process_file, run as run_in_reader};
 pub use selector::{Selector, Spec};

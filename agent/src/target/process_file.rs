@@ -1,9 +1,9 @@
 //! Reads files of /proc whose content comes from the memory of their process (`cmdline`, `environ`), or for which the kernel
-//! locks that memory (`maps`).
+//! locks that memory (`maps`), and other files whose names a process chooses.
 //!
-//! The process influences how long this takes: a thread that waits for a page can hold the lock. So a separate thread reads.
-//! A read that takes too long is abandoned together with its thread. Until it ends, and for at least [`SLOW_FOR`], its process is
-//! not read again.
+//! The process influences how long this takes: a thread that waits for a page can hold the lock, and a file system may not answer.
+//! So a separate thread reads. A read that takes too long is abandoned together with its thread. Until it ends, and for at least
+//! [`SLOW_FOR`], its process is not read again.
 
 use std::{
     fs::File,
@@ -45,6 +45,15 @@ pub(crate) fn read(pid: u32, file: &str, max_bytes: u64) -> Option<Vec<u8>> {
     try_read(pid, file, max_bytes).ok()
 }
 
+/// What `job` reads of a process, under the same limits. `None`: nothing, or not in time.
+pub(crate) fn run(
+    pid: u32,
+    job: impl FnOnce() -> Option<Vec<u8>> + Send + 'static,
+) -> Option<Vec<u8>> {
+    let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
+    reader.run(pid, Box::new(job)).ok()
+}
+
 /// Like [`read`], with the reason if it is not read.
 pub(super) fn try_read(pid: u32, file: &str, max_bytes: u64) -> Result<Vec<u8>, Unread> {
     let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,9 +69,12 @@ struct Reader {
     window_start: Option<Instant>,
 }
 
-/// A thread that reads one file after another, until `requests` is dropped.
+/// Reads something; `None`: it cannot be read.
+type Job = Box<dyn FnOnce() -> Option<Vec<u8>> + Send>;
+
+/// A thread that does one job after another, until `requests` is dropped.
 struct Worker {
-    requests: Sender<(PathBuf, u64)>,
+    requests: Sender<Job>,
     replies: Receiver<Option<Vec<u8>>>,
 }
 
@@ -89,6 +101,16 @@ impl Reader {
     }
 
     fn read(&mut self, pid: u32, path: PathBuf, max_bytes: u64) -> Result<Vec<u8>, Unread> {
+        let job = move || {
+            let mut bytes = Vec::new();
+            let file = File::open(path).ok()?;
+            file.take(max_bytes).read_to_end(&mut bytes).ok()?;
+            Some(bytes)
+        };
+        self.run(pid, Box::new(job))
+    }
+
+    fn run(&mut self, pid: u32, job: Job) -> Result<Vec<u8>, Unread> {
         let now = Instant::now();
         self.abandoned
             .retain(|it| !it.has_ended() || now - it.since < SLOW_FOR);
@@ -106,10 +128,7 @@ impl Reader {
             Some(worker) => worker,
             None => Worker::start().map_err(|_| Unread::Failed)?,
         };
-        worker
-            .requests
-            .send((path, max_bytes))
-            .map_err(|_| Unread::Failed)?;
+        worker.requests.send(job).map_err(|_| Unread::Failed)?;
         if let Ok(bytes) = worker.replies.recv_timeout(limit) {
             self.worker = Some(worker);
             return bytes.ok_or(Unread::Failed);
@@ -126,15 +145,11 @@ impl Reader {
 
 impl Worker {
     fn start() -> io::Result<Self> {
-        let (requests, received) = channel::<(PathBuf, u64)>();
+        let (requests, received) = channel::<Job>();
         let (reply, replies) = channel();
         let serve = move || {
-            for (path, max_bytes) in received {
-                let mut bytes = Vec::new();
-                let read = File::open(path)
-                    .and_then(|file| file.take(max_bytes).read_to_end(&mut bytes))
-                    .is_ok();
-                if reply.send(read.then_some(bytes)).is_err() {
+            for job in received {
+                if reply.send(job()).is_err() {
                     break;
                 }
             }

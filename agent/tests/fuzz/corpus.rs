@@ -17,7 +17,7 @@ use tailback_ebpf::{
     ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
-use crate::{mutation::MAX_BYTES, repeated};
+use crate::{mutation::MAX_BYTES, perf_data, repeated};
 
 fn directory(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -207,6 +207,31 @@ pub fn records() -> Vec<Vec<u8>> {
         whole[..size_of::<ProcessRecord>()].to_vec(),
         Vec::new(),
         whole,
+    ]
+}
+
+/// The performance data of a JVM in both byte orders, of one without a collector, and of one that has just started.
+pub fn jvm_counters() -> Vec<Vec<u8>> {
+    let values = [
+        1_000_000_000,
+        5,
+        3_000_000,
+        4,
+        2_500_000,
+        9_000_000,
+        8_000_000,
+    ];
+    let mut starting = perf_data::jvm(values, true);
+    starting[7] = 0;
+    let without_collector: Vec<(&str, i64)> = perf_data::NAMES[..3]
+        .iter()
+        .map(|name| (*name, 1))
+        .collect();
+    vec![
+        perf_data::jvm(values, true),
+        perf_data::jvm(values, false),
+        perf_data::file(&without_collector, true),
+        starting,
     ]
 }
 

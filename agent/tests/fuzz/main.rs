@@ -1,5 +1,5 @@
-//! Fuzzes the parsers of outside bytes: the kernel's BTF, the iterators' records, recordings, the configuration. No input
-//! may make the agent panic or hang.
+//! Fuzzes the parsers of outside bytes: the kernel's BTF, the iterators' records, a JVM's performance data, recordings, the
+//! configuration. No input may make the agent panic or hang.
 //!
 //! Each target runs for 15 s; `cargo xtask fuzz` runs longer. The mutator is our own and guided by the outcomes of the
 //! target, not by coverage: cargo-fuzz and bolero need a nightly compiler for coverage, and without it they generate less
@@ -13,6 +13,8 @@
 
 mod corpus;
 mod mutation;
+#[path = "../perf_data/mod.rs"]
+mod perf_data;
 mod runner;
 
 use std::{
@@ -22,7 +24,7 @@ use std::{
 
 use runner::{Target, fuzz};
 use tailback::{
-    collect::sample_of_records,
+    collect::{parse_jvm_counters, sample_of_records},
     config::Config,
     detect::Settings,
     emit::{
@@ -76,6 +78,20 @@ fn records() {
             Ok(sample) => events_of(repeated(sample).into_iter()),
             // One outcome for all: each length has a message of its own.
             Err(_) => outcome("rejected"),
+        },
+    });
+}
+
+#[test]
+fn jvm_counters() {
+    fuzz(Target {
+        name: "jvm_counters",
+        corpus: corpus::jvm_counters(),
+        words: &[],
+        feed: |bytes| match parse_jvm_counters(7, bytes) {
+            // One outcome for all values.
+            Ok(counters) => outcome(counters.is_collecting),
+            Err(reason) => outcome(reason),
         },
     });
 }

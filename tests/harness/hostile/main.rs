@@ -6,11 +6,14 @@
 //! `tailback-hostile lock FILE`: one thread waits for a page of FILE and holds the process's memory lock (`mmap_lock`) meanwhile,
 //! so that the command line and the mappings cannot be read.
 //!
-//! Both print a line that begins with `hidden`, and sleep. They never touch the pages again.
+//! `tailback-hostile jvm FILE`: maps FILE like a JVM its performance data, and has a thread of the name by which JVMs are
+//! recognized.
+//!
+//! All print a line that begins with `hidden`, and sleep. They never touch the pages again.
 
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     ptr,
@@ -34,6 +37,7 @@ fn main() -> Result<()> {
     match what.as_str() {
         "waits" => hide_waits(&path),
         "lock" => hold_lock(&path),
+        "jvm" => be_like_a_jvm(&path),
         _ => bail!("unknown word {what}"),
     }
 }
@@ -85,6 +89,22 @@ fn hold_lock(path: &str) -> Result<()> {
     })?;
     println!("hidden {reader}");
     map(ptr::null_mut(), libc::MAP_ANONYMOUS | libc::MAP_PRIVATE, -1)?;
+    sleep()
+}
+
+fn be_like_a_jvm(path: &str) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.with_context(|| format!("open {path}"))?;
+    map(ptr::null_mut(), libc::MAP_SHARED, file.as_raw_fd())?;
+    let (send, started) = channel();
+    let (_never, never) = channel::<()>();
+    let named = thread::Builder::new().name("VM Thread".to_owned());
+    named.spawn(move || {
+        let _ = send.send(());
+        let _ = never.recv();
+    })?;
+    started.recv()?;
+    println!("hidden {path}");
     sleep()
 }
 

@@ -55,6 +55,11 @@ const ALLOWED: &[AllowedSkip] = &[
         because: "as above; the unit tests of `agent/src/target/process_file.rs` cover slow reads",
     },
     AllowedSkip {
+        test: "*::performance_data_on_a_file_system_that_never_answers_is_not_opened",
+        reason: "this kernel has no FUSE",
+        because: "as above; the unit tests of `agent/src/collect/jvm_counters` cover which file systems are not asked",
+    },
+    AllowedSkip {
         test: "kernel 6.12-arm64: *",
         reason: "is not installed",
         because: "machines without the emulator or the cross compiler for aarch64; the kernel is booted only if it is named",

@@ -82,7 +82,8 @@ const MODULES: &[(&str, &[&str])] = &[
 
 /// The same within `diagnose`: facts before the wait graph, the wait graph before the rules, the rules before what keeps verdicts.
 const DIAGNOSE: &[(&str, &[&str])] = &[
-    ("inputs", &[]),
+    ("jvm_counters", &[]),
+    ("inputs", &["jvm_counters"]),
     ("titles", &[]),
     ("thread_names", &[]),
     ("seconds", &[]),
@@ -127,6 +128,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
             "classify",
             "held_pool",
             "inputs",
+            "jvm_counters",
             "profile",
             "thread_names",
             "topology",

@@ -14,14 +14,12 @@ use std::{
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use crate::{
-    collect::paths::{mountinfo, read_text},
+    collect::paths::{MAX_FDINFO, field, file_system, mountinfo, read_text},
     text::bounded,
 };
 
 /// Maximum number of descriptors of a process that are examined, lowest first: logs are opened early.
 const MAX_DESCRIPTORS: usize = 256;
-/// Longest text read from fdinfo, bytes: mode and mount are in its first lines; a process chooses how many locks follow.
-const MAX_INFO: u64 = 4 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 /// File systems that a remote machine or another process serves (FUSE aside): a request to them may hang.
@@ -108,7 +106,7 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
         let Some(path) = path(pid, fd).filter(|path| is_log(fd, path)) else {
             continue;
         };
-        let info = read_text(&format!("/proc/{pid}/fdinfo/{fd}"), MAX_INFO);
+        let info = read_text(&format!("/proc/{pid}/fdinfo/{fd}"), MAX_FDINFO);
         let mounts = mounts.get_or_insert_with(|| mountinfo(pid));
         if !is_for_writing(&info) || is_remote(&info, mounts) {
             continue;
@@ -145,7 +143,7 @@ pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> 
         return Ok(None);
     }
     let own_info = format!("/proc/self/fdinfo/{}", path_fd.as_raw_fd());
-    if is_remote(&read_text(&own_info, MAX_INFO), &mountinfo(pid)) {
+    if is_remote(&read_text(&own_info, MAX_FDINFO), &mountinfo(pid)) {
         return Ok(None);
     }
     // Non-blocking, so that it fails rather than breaks a lease on the file.
@@ -177,22 +175,8 @@ fn is_for_writing(info: &str) -> bool {
 /// Whether the descriptor's mount is of a remote file system. A mount that is not listed, because it is outside the process's
 /// mount namespace, counts as remote.
 fn is_remote(info: &str, mounts: &str) -> bool {
-    let Some(id) = field(info, "mnt_id:") else {
-        return true;
-    };
-    let mount = mounts
-        .lines()
-        .find(|line| line.split(' ').next() == Some(id));
-    let kind = mount
-        .and_then(|line| line.split_once(" - "))
-        .and_then(|(_, rest)| rest.split(' ').next());
+    let kind = file_system(info, mounts);
     kind.is_none_or(|kind| REMOTE_FILE_SYSTEMS.contains(&kind) || kind.starts_with("fuse"))
-}
-
-fn field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.strip_prefix(key))
-        .map(str::trim)
 }
 
 #[cfg(test)]

@@ -9,8 +9,11 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::{case::Case, classify::Thread, profile::ThreadProfile, thread_names, words},
-    event::{Activity, Culprit, CulpritKind, DrivenBy, explain::Unit},
+    diagnose::{
+        case::Case, classify::Thread, jvm_counters::Collecting, profile::ThreadProfile,
+        thread_names, words,
+    },
+    event::{Activity, Confidence, Culprit, CulpritKind, DrivenBy, explain::Unit},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -39,6 +42,14 @@ pub(super) const COLLECTING: Rule = Rule {
             );
             return None;
         };
+        let counted = case.inputs.collecting(collector.0, case.time());
+        let counted = counted.map(|counted| Counted::of(counted, share));
+        let at_most = counted.as_ref().map(|counted| counted.time.at_most);
+        checks.context(
+            "time in collections, by the JVM's own counters, at most",
+            at_most,
+            Unit::Ratio,
+        );
         checks
             .more_than(
                 "time of a collector on a CPU or waiting for one",
@@ -52,19 +63,100 @@ pub(super) const COLLECTING: Rule = Rule {
                     pid: Some(collector.0),
                     ..Culprit::named(CulpritKind::Thread, words::thread(case, collector))
                 };
-                Finding::blaming(culprit, |who| {
-                    format!(
-                        "{who} collects garbage, and all other threads are stopped meanwhile: the heap is nearly full. Enlarge it (-Xmx) if there is memory, find what fills it (jcmd PID GC.class_histogram), or allocate less; more CPUs or threads do not help."
-                    )
-                })
-                .share(share)
-                .fact(format!(
+                let fact = format!(
                     "the garbage collector needs a CPU {} of the time, and nothing else in the service runs meanwhile",
                     words::percent(share)
-                ))
+                );
+                let is_contradicted = counted
+                    .as_ref()
+                    .is_some_and(|counted| counted.agrees == Agreement::Contradicts);
+                let finding = Finding::blaming(culprit, |who| {
+                    if is_contradicted {
+                        format!(
+                            "{who} is busy, and all other threads are stopped meanwhile, hardly to collect garbage: check for heap dumps and thread dumps (jcmd, jmap, a monitoring agent); -Xlog:safepoint shows why threads are stopped. More CPUs or threads do not help."
+                        )
+                    } else {
+                        format!(
+                            "{who} collects garbage, and all other threads are stopped meanwhile: the heap is nearly full. Enlarge it (-Xmx) if there is memory, find what fills it (jcmd PID GC.class_histogram), or allocate less; more CPUs or threads do not help."
+                        )
+                    }
+                })
+                .share(share);
+                match &counted {
+                    None => finding.fact(fact),
+                    Some(counted) => finding
+                        .fact(format!("{fact}; {}", counted.words()))
+                        .at_most(counted.max_confidence()),
+                }
             })
     },
 };
+
+/// What the JVM's own counters say about the share that was sampled.
+struct Counted {
+    time: Collecting,
+    agrees: Agreement,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Agreement {
+    Supports,
+    /// A collection was in progress when they were read, and most of the time may belong to it.
+    Open,
+    Contradicts,
+}
+
+impl Counted {
+    fn of(time: Collecting, sampled: f64) -> Self {
+        /// Collections may take less time than their threads need a CPU: these also do what is left after a collection, and the
+        /// counters cover another part of the time.
+        const MIN_OF_SAMPLED: f64 = 0.5;
+        let least = sampled * MIN_OF_SAMPLED;
+        let agrees = if time.at_most < least {
+            Agreement::Contradicts
+        } else if time.at_least >= least {
+            Agreement::Supports
+        } else {
+            Agreement::Open
+        };
+        Self { time, agrees }
+    }
+
+    fn max_confidence(&self) -> Confidence {
+        match self.agrees {
+            Agreement::Supports | Agreement::Open => Confidence::High,
+            // All threads may be stopped for something else: a heap dump, a thread dump, a deoptimization.
+            Agreement::Contradicts => Confidence::Low,
+        }
+    }
+
+    fn words(&self) -> String {
+        /// Collections that ended take at least this share of the time, or the counters show nothing yet.
+        const MIN_SHOWN: f64 = 0.01;
+        if self.agrees == Agreement::Open && self.time.at_least < MIN_SHOWN {
+            return "a collection was in progress when the JVM's own counters were read, and they do not count it yet".to_owned();
+        }
+        let [least, most, stopped] =
+            [self.time.at_least, self.time.at_most, self.time.stopped].map(words::percent);
+        let range = if least == most {
+            most.clone()
+        } else {
+            format!("{least} to {most}")
+        };
+        let collections = match self.agrees {
+            Agreement::Supports => {
+                format!("the JVM's own counters agree: it was in collections {range} of the time")
+            }
+            Agreement::Open => format!(
+                "by the JVM's own counters it was in collections {range} of the time, as one was in progress when they were read"
+            ),
+            Agreement::Contradicts => format!(
+                "the JVM's own counters contradict this: it was in collections at most {most} of the time"
+            ),
+        };
+        format!("{collections}, and all its threads were stopped for at least {stopped}")
+    }
+}
 
 /// The collecting thread that needs a CPU for most of the time, and the share.
 fn busiest_collector(case: Case<'_>) -> Option<(Thread, f64)> {

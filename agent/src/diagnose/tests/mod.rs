@@ -5,6 +5,7 @@ mod classify;
 mod conntrack;
 mod explain;
 mod hidden;
+mod jvm_counters;
 mod listening_sockets;
 mod local_ports;
 mod memory;
