@@ -252,6 +252,7 @@ incidents! {
         ongoing: true,
         ..planted(LockContention, &[Accept], "ruby3.1 (8343)")
     }),
+    master_lock "master-lock" Some(planted(LockContention, &[Accept, Inflight], "name-a (19563)")),
     resolver_threads "resolver-threads" Some(planted(DownstreamSlow, &[Accept, Inflight], "127.53.31.66:53")),
     // Two of the threads in which Node resolves names wait, and its loop waits for them.
     resolver_node "resolver-node" Some(planted(DownstreamSlow, &[Inflight], "127.53.31.67:53")),

@@ -164,3 +164,14 @@ pub fn of_ruby(play: &mut Play) -> Result<()> {
     directory.write("ms", "4")?;
     play.recover()
 }
+
+/// The same in OCaml.
+pub fn of_ocaml(play: &mut Play) -> Result<()> {
+    let port = ports::free()?;
+    let text = include_str!("apps/turns.ml");
+    let server = Program::ocaml("turns", text, &[&port.to_string()])?;
+    server.process.wait_line("listening", DEADLINE)?;
+    let load = load(ports::local(port), "/", 50.0)?;
+    let culprit = Culprit::process(server.pid()).or("interpreter");
+    trouble(play, &server, &load, culprit)
+}

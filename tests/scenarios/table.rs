@@ -718,6 +718,15 @@ pub const SCENARIOS: &[Scenario] = &[
         play: lock::of_ruby,
     },
     Scenario {
+        name: "master-lock",
+        on: "OCaml, one process with 16 threads",
+        planted: Some(planted("lock_contention", COMPUTING)),
+        programs: &["ocamlopt"],
+        modules: &[],
+        room: OneCpu,
+        play: lock::of_ocaml,
+    },
+    Scenario {
         name: "busy",
         on: "uWSGI at 70%",
         planted: None,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::DEADLINE;
 use crate::{process::Process, program, python, temp::TempDir, uwsgi::App};
@@ -59,21 +59,27 @@ impl Program {
         let source = directory.write(&format!("{name}.c"), text)?;
         let binary = directory.path().join(name);
         let mut gcc = Command::new(program::need(&["gcc"])?);
-        let built = gcc
-            .args(["-O1", "-g", "-pthread", "-Wall", "-Werror", "-o"])
-            .arg(&binary)
-            .arg(source)
-            .output()
-            .context("start gcc")?;
-        anyhow::ensure!(
-            built.status.success(),
-            "gcc {name}.c: {}",
-            String::from_utf8_lossy(&built.stderr)
-        );
+        gcc.args(["-O1", "-g", "-pthread", "-Wall", "-Werror", "-o"]);
+        compile(gcc.arg(&binary).arg(source))?;
         let mut words: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
         words.push(binary);
         let mut command = Command::new(&words[0]);
         let process = Process::start(name, command.args(&words[1..]).args(args))?;
+        Ok(Self {
+            process,
+            _directory: directory,
+        })
+    }
+
+    /// Compiles and starts an OCaml program that uses threads.
+    pub fn ocaml(name: &str, text: &str, args: &[&str]) -> Result<Self> {
+        let directory = TempDir::new("program")?;
+        let source = directory.write(&format!("{name}.ml"), text)?;
+        let binary = directory.path().join(name);
+        let mut ocaml = Command::new(program::need(&["ocamlopt"])?);
+        ocaml.args(["-I", "+threads", "unix.cmxa", "threads.cmxa", "-o"]);
+        compile(ocaml.arg(&binary).arg(source))?;
+        let process = Process::start(name, Command::new(binary).args(args))?;
         Ok(Self {
             process,
             _directory: directory,
@@ -93,6 +99,15 @@ impl Program {
                 (first == word).then(|| rest.trim().parse().ok())?
             })
     }
+}
+
+fn compile(compiler: &mut Command) -> Result<()> {
+    let name = compiler.get_program().display().to_string();
+    let built = compiler.output();
+    let built = built.with_context(|| format!("start {name}"))?;
+    let errors = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "{name}: {errors}");
+    Ok(())
 }
 
 /// A PostgreSQL session that ends on drop.

@@ -47,6 +47,8 @@ pub fn table() -> Vec<Part> {
             &["mariadb-server-core", "mariadb-client-core"],
         ),
         program("puma", &[Test], &["puma"]),
+        // A compiler: 110 MB to download.
+        program("ocamlopt", &[Test], &["ocaml-nox"]),
         program("php", &[Test], &["php-cli"]),
         program("openssl", &[Test, Cluster], &["openssl"]),
         part("Go", &[Test, Cluster], Kind::Go),

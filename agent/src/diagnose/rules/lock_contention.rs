@@ -76,7 +76,8 @@ fn serial_calls(case: Case<'_>, calls: &SerialCalls) -> Finding {
 
 /// Several threads of one process need a CPU, but hardly ever two at the same time, although the service may use more CPUs: they
 /// take turns.
-/// Interpreters with a global lock (Ruby's VM lock, OCaml's) wake each waiter at an address of its own, so no lock shows.
+/// Threads wait for some global locks of interpreters (Ruby's VM lock, OCaml's master lock) on condition variables, as idle threads
+/// do, so no lock shows.
 pub(super) const TAKING_TURNS: Rule = Rule {
     cause: &CAUSE,
     name: "threads take turns",
