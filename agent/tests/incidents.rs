@@ -441,11 +441,17 @@ fn the_counters_of_a_jvm_support_a_verdict_that_is_the_same_without_them() {
     };
     let mut samples = samples("memory-limit-java");
     let counted = verdicts(&samples);
-    samples.iter_mut().for_each(|sample| sample.jvm_counters.clear());
+    samples
+        .iter_mut()
+        .for_each(|sample| sample.jvm_counters.clear());
     let alone = verdicts(&samples);
     assert!(!counted.is_empty() && counted.len() == alone.len());
     for (counted, alone) in counted.iter().zip(&alone) {
-        assert!(counted.evidence.contains("counters agree"), "{}", counted.evidence);
+        assert!(
+            counted.evidence.contains("counters agree"),
+            "{}",
+            counted.evidence
+        );
         assert!(!alone.evidence.contains("counters"), "{}", alone.evidence);
         let known = |verdict: &Verdict| (verdict.cause, verdict.confidence, verdict.advice.clone());
         assert_eq!(known(counted), known(alone));
