@@ -627,6 +627,20 @@ mod tests {
         assert_eq!(reader.next_sample().unwrap(), Some(Sample::default()));
     }
 
+    /// Writes these samples to one recording, and reads the same from it.
+    fn check_read_back(samples: impl AsRef<[Sample]>) {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        for sample in samples.as_ref() {
+            writer.add(sample).unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        for expected in samples.as_ref() {
+            assert_eq!(reader.next_sample().unwrap().as_ref(), Some(expected));
+        }
+    }
+
     #[test]
     fn a_full_table_is_read_back_with_or_without_the_fields_before_it() {
         let table = Conntrack {
@@ -640,16 +654,7 @@ mod tests {
             conntrack,
             ..Sample::default()
         });
-        let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes).unwrap();
-        for sample in &samples {
-            writer.add(sample).unwrap();
-        }
-        writer.flush().unwrap();
-        let mut reader = Reader::new(bytes.as_slice()).unwrap();
-        for expected in samples {
-            assert_eq!(reader.next_sample().unwrap(), Some(expected));
-        }
+        check_read_back(samples);
     }
 
     #[test]
@@ -668,16 +673,7 @@ mod tests {
                 architecture,
                 ..Sample::default()
             });
-            let mut bytes = Vec::new();
-            let mut writer = Writer::new(&mut bytes).unwrap();
-            for sample in &samples {
-                writer.add(sample).unwrap();
-            }
-            writer.flush().unwrap();
-            let mut reader = Reader::new(bytes.as_slice()).unwrap();
-            for expected in samples {
-                assert_eq!(reader.next_sample().unwrap(), Some(expected));
-            }
+            check_read_back(samples);
         }
     }
 
@@ -710,12 +706,7 @@ mod tests {
             }
         };
         for architecture in [Architecture::X86_64, Architecture::Aarch64] {
-            let mut bytes = Vec::new();
-            let mut writer = Writer::new(&mut bytes).unwrap();
-            writer.add(&sample(architecture)).unwrap();
-            writer.flush().unwrap();
-            let mut reader = Reader::new(bytes.as_slice()).unwrap();
-            assert_eq!(reader.next_sample().unwrap(), Some(sample(architecture)));
+            check_read_back([sample(architecture)]);
         }
     }
 
