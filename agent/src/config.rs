@@ -18,7 +18,7 @@ use wildmatch::WildMatch;
 
 use self::{detect::Detect, signal::Signal};
 use crate::{
-    collect::Budget,
+    collect::{Budget, DEFAULT_HOOK_BUDGET, Tier},
     detect::SettingsFor,
     messages::Table,
     target::{Selector, Spec},
@@ -34,6 +34,8 @@ fn line_at(text: &str, byte: usize) -> usize {
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
 /// Bounds of `cpu_budget`, as a share of one core.
 const CPU_BUDGET: RangeInclusive<f64> = 0.0005..=1.0;
+/// Bounds of `hook_budget`, as a share of the machine's CPU time.
+const HOOK_BUDGET: RangeInclusive<f64> = 0.0001..=0.5;
 /// The longest duration accepted anywhere, 100 years: sums of two of them and a timestamp fit in 64 bits of nanoseconds.
 const MAX_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
 
@@ -50,6 +52,10 @@ pub struct Config {
     /// The OTLP endpoint. `--otlp` and the `OTEL_EXPORTER_OTLP_*` variables override it.
     #[serde(default)]
     pub otlp: Option<String>,
+    #[serde(default, deserialize_with = "tier")]
+    tier: Option<Tier>,
+    #[serde(default)]
+    hook_budget: Option<f64>,
     #[serde(default)]
     detect: Detect,
     #[serde(default, rename = "target")]
@@ -125,6 +131,15 @@ impl Config {
                 CPU_BUDGET.end()
             );
         }
+        if let Some(share) = self.hook_budget
+            && !HOOK_BUDGET.contains(&share)
+        {
+            bail!(
+                "hook_budget = {share}: must be a share of the machine's CPU time, {} to {}",
+                HOOK_BUDGET.start(),
+                HOOK_BUDGET.end()
+            );
+        }
         for (key, interval) in [
             ("interval", self.interval),
             ("focus_interval", self.focus_interval),
@@ -182,6 +197,16 @@ impl Config {
         }
     }
 
+    /// Whether hooks are attached.
+    pub fn tier(&self) -> Tier {
+        self.tier.unwrap_or_default()
+    }
+
+    /// The share of the machine's CPU time that hooks may take.
+    pub fn hook_budget(&self) -> f64 {
+        self.hook_budget.unwrap_or(DEFAULT_HOOK_BUDGET)
+    }
+
     /// Whether the same logs are read, for the same messages.
     pub fn has_same_logs(&self, other: &Self) -> bool {
         self.logs == other.logs
@@ -194,6 +219,14 @@ impl Config {
             self.otlp.clone_from(&running.otlp);
             kept.push("otlp");
         }
+        if self.tier() != running.tier() {
+            kept.push("tier");
+        }
+        if self.hook_budget() != running.hook_budget() {
+            kept.push("hook_budget");
+        }
+        self.tier = running.tier;
+        self.hook_budget = running.hook_budget;
         kept.extend(self.signal.keep_fixed(&running.signal));
         kept
     }
@@ -247,6 +280,19 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         bail!("{text:?} is longer than a hundred years");
     }
     Ok(duration)
+}
+
+fn tier<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Tier>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    parse_tier(&name).map(Some).map_err(de::Error::custom)
+}
+
+/// Parses the name of a tier.
+pub fn parse_tier(name: &str) -> Result<Tier, String> {
+    Tier::named(name).ok_or_else(|| {
+        let names = Tier::ALL.map(Tier::name).join(", ");
+        format!("{name:?} is not a tier: give one of {names}")
+    })
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -366,6 +412,27 @@ mod tests {
         assert!(error("[logs]\nreed = true\n").contains("line 2"));
         let many = "[[logs.pattern]]\nname = \"own\"\npattern = \"some text\"\n".repeat(65);
         assert!(error(&many).contains("more than 64"));
+    }
+
+    #[test]
+    fn the_tier_is_glance_unless_the_file_says_otherwise() {
+        assert_eq!(Config::default().tier(), Tier::Glance);
+        let config = Config::parse("tier = \"auto\"\nhook_budget = 0.02\n").unwrap();
+        assert_eq!((config.tier(), config.hook_budget()), (Tier::Auto, 0.02));
+        let text = error("\ntier = \"trace\"\n");
+        assert!(
+            text.contains("line 2") && text.contains("glance, auto, watch"),
+            "{text}"
+        );
+        assert!(error("hook_budget = 0.9").contains("hook_budget"));
+    }
+
+    #[test]
+    fn tier_and_hook_budget_change_only_with_a_restart() {
+        let mut next = Config::parse("tier = \"watch\"\nhook_budget = 0.05\n").unwrap();
+        let kept = next.keep_fixed(&Config::default());
+        assert_eq!(kept, ["tier", "hook_budget"]);
+        assert_eq!(next.tier(), Tier::Glance);
     }
 
     #[test]

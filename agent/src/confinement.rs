@@ -216,6 +216,10 @@ const RENAMEAT: libc::c_long = if cfg!(target_arch = "x86_64") {
     38
 };
 
+/// Attaches a program to its tracepoint, BPF_RAW_TRACEPOINT_OPEN. Only an agent with hooks (`--tier`) may do so, and it can only
+/// attach those: it cannot load other programs.
+const BPF_ATTACH: u64 = 17;
+
 /// Forbidden whatever the arguments: starting programs, changing files, other processes, the machine, and one's own identity.
 const FORBIDDEN: &[libc::c_long] = &[
     // Programs.
@@ -358,12 +362,12 @@ const X32: (i64, std::ops::RangeInclusive<i64>) = (1 << 30, 512..=547);
 /// Flags of open(2) that write, create or empty a file.
 const WRITING: [libc::c_int; 4] = [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC];
 
-/// Forbids, in every thread and for good, what samples do not need. Sets no_new_privs.
-pub fn filter_system_calls() -> Result<()> {
+/// Forbids, in every thread and for good, what samples do not need. Sets no_new_privs. `hooks`: the agent attaches hooks.
+pub fn filter_system_calls(hooks: bool) -> Result<()> {
     let absent = ABSENT.map(|call| (call, Vec::new()));
     let fails = |errno: libc::c_int| SeccompAction::Errno(errno as u32);
     apply(absent.into(), SeccompAction::Allow, fails(libc::ENOSYS))?;
-    apply(forbidden()?, SeccompAction::Allow, fails(libc::EPERM))
+    apply(forbidden(hooks)?, SeccompAction::Allow, fails(libc::EPERM))
 }
 
 /// Applies `matching` to the system calls of the rules, and `other` to all others.
@@ -384,7 +388,7 @@ fn apply(
 }
 
 /// The system calls that are forbidden, with the conditions. No condition: always.
-fn forbidden() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
+fn forbidden(hooks: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FORBIDDEN
         .iter()
         .chain(OLDER_FORMS)
@@ -392,6 +396,7 @@ fn forbidden() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
         .collect();
     let other_command = BPF_COMMANDS
         .iter()
+        .chain(hooks.then_some(&BPF_ATTACH))
         .map(|command| condition(0, SeccompCmpOp::Ne, *command));
     let other_command = other_command.collect::<Result<Vec<_>>>()?;
     rules.insert(libc::SYS_bpf, vec![SeccompRule::new(other_command)?]);

@@ -1,8 +1,9 @@
-//! The eBPF object: BPF iterators that the agent runs on its own clock.
+//! The eBPF object: BPF iterators that the agent runs on its own clock, and the hooks of the watch tier.
 //!
-//! Nothing here is attached to an event. An iterator runs when the agent reads from its descriptor, on the agent's own
+//! An iterator is attached to no event. It runs when the agent reads from its descriptor, on the agent's own
 //! CPU time, and visits kernel objects under the same locks that the kernel takes for `/proc`.
-//! Each iterator has a file of its own; `kernel.rs` holds what they share.
+//! Each iterator has a file of its own; `kernel.rs` holds what they share. The hooks (`sched_switch.rs`, `sched_wakeup.rs`;
+//! shared: `run_state.rs`) are loaded and attached only if the user asks for the watch tier.
 #![no_std]
 #![no_main]
 
@@ -15,6 +16,9 @@ mod epoll;
 mod kernel;
 mod log;
 mod pipe;
+mod run_state;
+mod sched_switch;
+mod sched_wakeup;
 mod sk_storage;
 mod sock;
 mod task;

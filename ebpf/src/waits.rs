@@ -89,16 +89,22 @@ fn flags(task: *const u8) -> u32 {
     if on_cpu(task) != 0 {
         flags |= WAIT_ON_CPU;
     }
-    let bits = offset!(task_in_iowait);
-    if bits != ABSENT && probe_at::<u8>(task, u64::from(bits / 8)) >> (bits % 8) & 1 == 1 {
+    if is_in_iowait(task) {
         flags |= WAIT_IO;
     }
     flags
 }
 
+/// Whether the kernel counts a sleep of this thread as I/O.
+#[inline(always)]
+pub fn is_in_iowait(task: *const u8) -> bool {
+    let bits = offset!(task_in_iowait);
+    bits != ABSENT && probe_at::<u8>(task, u64::from(bits / 8)) >> (bits % 8) & 1 == 1
+}
+
 /// The registers that a thread had in user mode.
 #[inline(always)]
-fn registers(task: *const u8) -> *const u8 {
+pub fn registers(task: *const u8) -> *const u8 {
     if has_helper!(task_registers) {
         // SAFETY: `task` is a typed kernel pointer.
         unsafe { bpf_task_pt_regs(task.cast_mut().cast::<task_struct>()) as *const u8 }

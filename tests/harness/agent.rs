@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -41,6 +42,27 @@ pub fn binary() -> Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// Programs that `--tier watch` attaches: at sched_switch, sched_wakeup and sched_wakeup_new.
+pub const HOOKS: usize = 3;
+
+/// Number of hooks that a process has attached.
+pub fn attached_hooks(pid: u32) -> usize {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    let files = files.into_iter().flatten().flatten();
+    let is_link = |file: &fs::DirEntry| {
+        let kind = fs::read_link(file.path());
+        kind.is_ok_and(|kind| kind.to_string_lossy().contains("bpf_link"))
+    };
+    let texts = files.filter(is_link).filter_map(|file| {
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo");
+        fs::read_to_string(info.join(file.file_name())).ok()
+    });
+    // Programs at BTF tracepoints have this type of link.
+    texts
+        .filter(|text| text.contains("link_type:\traw_tracepoint"))
+        .count()
 }
 
 /// One line of `--json` output.

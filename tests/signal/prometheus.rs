@@ -202,7 +202,16 @@ fn every_query_of_the_dashboard_returns_data_while_a_service_is_overloaded() -> 
         "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{}\"\n",
         ports::free()?
     );
-    let stage = Stage::start(service.port(), &more)?;
+    let target = format!(
+        "[[target]]\nport = {}\nservice_name = \"shop\"\n",
+        service.port()
+    );
+    // Without hooks there are no exact waits.
+    let hooks = "tier = \"watch\"\nhook_budget = 0.5\n";
+    let stage = Stage::start_with(TempDir::new("signal")?, |temp, base| {
+        let text = format!("{hooks}{target}{base}{more}");
+        temp.write("tailback.toml", &text)
+    })?;
     let prometheus = Prometheus::start(stage.http)?;
     let load = Load::start(Plan {
         to: service.address(),

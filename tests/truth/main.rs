@@ -4,6 +4,7 @@
 mod accept;
 mod accept_counts;
 mod eventloop;
+mod exact_waits;
 mod forecast;
 mod pipe;
 mod runqueue;

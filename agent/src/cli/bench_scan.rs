@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Failure, Targets, exit_code::Outcome, session};
 use crate::{
-    collect::{OutputStats, SamplePlan, mono_ns},
+    collect::{OutputStats, SamplePlan, Tier, mono_ns},
     pipeline::Pipeline,
 };
 
@@ -22,7 +22,12 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let specs = options.targets.with_every_process().specs(&config)?;
-    let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
+    let mut collector = session::collector(
+        specs,
+        config.budget(),
+        true,
+        options.targets.load_options(Tier::Glance),
+    )?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let (mut files_ns, mut threads_ns, mut sample_ns) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bare_files_ns, mut bare_threads_ns) = (Vec::new(), Vec::new());

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::{
-    Failure, Targets, duration,
+    Failure, Targets, TierOption, duration,
     exit_code::Outcome,
     logging,
     output::{Output, colour},
@@ -42,6 +42,8 @@ pub(super) struct Options {
     targets: Targets,
     #[command(flatten)]
     output: Output,
+    #[command(flatten)]
+    tier: TierOption,
     /// Observe for TIME
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = time)]
     time: Duration,
@@ -68,12 +70,14 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let stop = Stop::on_signals()?;
     let targets = options.targets.or_all(&config).with_every_process();
     let specs = targets.specs(&config)?;
+    let tier = options.tier.or(&config);
     let mut collector = session::collector(
         specs,
         config.budget_or(CPU_BUDGET),
         true,
-        options.targets.log_bpf,
+        options.targets.load_options(tier),
     )?;
+    collector.set_tier(tier, config.hook_budget());
     // Focus every target from the start: there is no time to wait for a level change.
     collector.focus_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
@@ -117,6 +121,7 @@ fn report_findings(options: &Options, findings: &Findings) -> Outcome<()> {
     if options.output.json {
         json::diagnoses(&mut out, findings.episodes(), findings.targets())
             .and_then(|()| json::no_baseline(&mut out, findings.no_baseline(), findings.targets()))
+            .and_then(|()| json::exact_waits(&mut out, findings.exact_waits(), findings.targets()))
     } else {
         report::write(&mut out, findings, colour(), options.output.verbosity())
             .and_then(|()| explain::write(&mut out, findings.episodes(), findings.targets()))

@@ -19,7 +19,10 @@ use super::{Failure, capabilities::Held, exit_code::Outcome, session, status::di
 use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
-    kernel::{layout::Feature, scanner::Capabilities},
+    kernel::{
+        layout::Feature,
+        scanner::{Capabilities, LoadOptions},
+    },
     signal::directory::in_use,
 };
 
@@ -76,7 +79,11 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         Some(Err(_)) | None => directory_only(options.config.as_deref()),
     };
     let held = Held::raise();
-    let loaded = session::load(false);
+    // Loads the hooks as well, without attaching them: whether this kernel accepts them.
+    let loaded = session::load(LoadOptions {
+        hooks: true,
+        ..LoadOptions::default()
+    });
     let mut checks = configuration::checks(config.as_ref(), &signal).map_err(Failure::bug)?;
     checks.extend(privileges::checks(&held, &signal));
     checks.extend(deployment::environment());
@@ -255,9 +262,25 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
+        name: "exact waits",
+        state: capabilities.hooks.clone().map(|()| {
+            format!(
+                "hooks at sched_switch and sched_wakeup, registers {}; attached with `--tier` only",
+                either(
+                    helpers.task_registers,
+                    "by bpf_task_pt_regs",
+                    "from the top of the kernel stack",
+                )
+            )
+        }),
+        cost: "`--tier` has no effect: waits for a CPU and in system calls are estimated from samples",
+        remedy: "Linux 5.10 or later, except 5.18.0 to 5.18.5, with CAP_PERFMON".into(),
+        required: false,
+    });
+    checks.push(Check {
         name: "hooks",
         state: Ok(
-            "none attached: system calls and packets of the watched service are unaffected"
+            "none attached unless `--tier` asks for them: system calls and packets of the watched service are unaffected"
                 .to_owned(),
         ),
         cost: "-",

@@ -41,7 +41,9 @@ pub use exit_code::Failure;
 use exit_code::{Outcome, print_failure};
 
 use crate::{
-    config::{Config, check_interval, file, parse_duration},
+    collect::Tier,
+    config::{Config, check_interval, file, parse_duration, parse_tier},
+    kernel::scanner::LoadOptions,
     target::{Selector, Spec},
 };
 
@@ -187,6 +189,14 @@ impl Targets {
         }
     }
 
+    /// What to load for a tier.
+    fn load_options(&self, tier: Tier) -> LoadOptions {
+        LoadOptions {
+            log_bpf: self.log_bpf,
+            hooks: tier.has_hooks(),
+        }
+    }
+
     fn specs(&self, config: &Config) -> Outcome<Vec<Spec>> {
         let mut specs = config.specs();
         specs.extend(self.pid.iter().map(|pid| Selector::Pid(*pid).into()));
@@ -211,6 +221,22 @@ impl Targets {
             )));
         }
         Ok(specs)
+    }
+}
+
+/// Whether hooks are attached.
+#[derive(Clone, Copy, Debug, Default, Args)]
+struct TierOption {
+    /// Attach hooks that measure waits exactly: glance (never), auto (while a queue is not ok) or watch (always) [default:
+    /// glance]
+    #[arg(long, value_name = "TIER", value_parser = parse_tier)]
+    tier: Option<Tier>,
+}
+
+impl TierOption {
+    /// The tier: the command line's, else the configuration's.
+    fn or(self, config: &Config) -> Tier {
+        self.tier.unwrap_or(config.tier())
     }
 }
 

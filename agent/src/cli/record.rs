@@ -10,7 +10,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 
 use super::{
-    Failure, Targets,
+    Failure, Targets, TierOption,
     exit_code::{Outcome, print_stderr},
     logging,
     run::{SamplingClock, Timing},
@@ -29,6 +29,8 @@ pub(super) struct Options {
     targets: Targets,
     #[command(flatten)]
     timing: Timing,
+    #[command(flatten)]
+    tier: TierOption,
     /// Write the recording to FILE
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -37,7 +39,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
-    let mut clock = SamplingClock::start(&options.targets, &config, options.timing)?;
+    let mut clock = SamplingClock::start(&options.targets, &config, options.timing, options.tier)?;
     // Created last: a usage error must not truncate an existing recording.
     let mut recording = Recording::create(&options.out)?;
     // The pipeline only decides which targets are focused, so that the recording has the same samples as `run`.

@@ -12,7 +12,7 @@ use clap::Args;
 use tracing::{Level, debug, trace};
 
 use super::{
-    Failure, Targets, duration,
+    Failure, Targets, TierOption, duration,
     exit_code::{Outcome, print_stderr},
     focus_samples::FocusSamples,
     helper::Helper,
@@ -42,6 +42,8 @@ pub(super) struct Options {
     output: Output,
     #[command(flatten)]
     timing: Timing,
+    #[command(flatten)]
+    tier: TierOption,
     /// Also record samples to FILE
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -96,7 +98,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         // Nothing to reload.
         None => (Stop::on_signals()?, None),
     };
-    let mut clock = SamplingClock::start(&options.targets, &config, options.timing)?;
+    let mut clock = SamplingClock::start(&options.targets, &config, options.timing, options.tier)?;
     clock.collector.focus_all(options.focus_all);
     let mut focus_samples = options.focus_all.then(FocusSamples::default);
     // Created last: a usage error must not truncate an existing recording.
@@ -252,15 +254,31 @@ pub(super) struct SamplingClock {
     cpu_before_ns: u64,
     /// The focused targets after the last sample, for the debug log.
     focused: BTreeSet<u32>,
+    /// Hooks may be attached while it runs.
+    has_hooks: bool,
 }
 
 impl SamplingClock {
-    pub(super) fn start(targets: &Targets, config: &Config, timing: Timing) -> Outcome<Self> {
+    pub(super) fn start(
+        targets: &Targets,
+        config: &Config,
+        timing: Timing,
+        tier: TierOption,
+    ) -> Outcome<Self> {
+        let tier = tier.or(config);
         let budget = timing.budget(config);
-        let mut collector =
-            session::collector(targets.specs(config)?, budget, false, targets.log_bpf)?;
+        let mut collector = session::collector(
+            targets.specs(config)?,
+            budget,
+            false,
+            targets.load_options(tier),
+        )?;
+        collector.set_tier(tier, config.hook_budget());
         collector.read_logs(config.messages().map_err(Failure::usage)?);
-        Ok(Self::with(collector, timing.duration))
+        Ok(Self {
+            has_hooks: tier.has_hooks(),
+            ..Self::with(collector, timing.duration)
+        })
     }
 
     /// Samples with `collector`, for `duration` if it is set.
@@ -278,6 +296,7 @@ impl SamplingClock {
             collector,
             cpu_before_ns: cpu_time_ns(),
             focused: BTreeSet::new(),
+            has_hooks: false,
         }
     }
 
@@ -287,7 +306,7 @@ impl SamplingClock {
         let dropped = drop_capabilities(|| collector.check_access().is_ok());
         debug!(?dropped, "capabilities");
         // Whatever became of the capabilities: the filter forbids what they are for.
-        filter_system_calls()?;
+        filter_system_calls(self.has_hooks)?;
         match dropped?.pending {
             0 => Ok(()),
             pending => bail!(

@@ -16,7 +16,7 @@ use super::{
     session,
 };
 use crate::{
-    collect::{OutputStats, SamplePlan},
+    collect::{OutputStats, SamplePlan, Tier},
     emit::{json::Json, table},
     event::{Event, QueueState},
     pipeline::Pipeline,
@@ -42,7 +42,12 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let specs = options.targets.with_every_process().specs(&config)?;
-    let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
+    let mut collector = session::collector(
+        specs,
+        config.budget(),
+        true,
+        options.targets.load_options(Tier::Glance),
+    )?;
     let mut pipeline = Pipeline::new(config.settings_for(), true);
     let mut json = options.json.then(|| Json::new(io::stdout()));
     let plan = SamplePlan::complete();

@@ -23,19 +23,19 @@ use crate::{
     collect::{Budget, Collector},
     kernel::{
         LoadError,
-        scanner::{Capabilities, Scanner},
+        scanner::{Capabilities, LoadOptions, Scanner},
     },
     target::{Selector, Spec},
 };
 
-/// Loads the eBPF programs; with `log_bpf` they write debug lines. The error explains how to get the missing privilege or
+/// Loads the eBPF programs. The error explains how to get the missing privilege or
 /// kernel feature.
-pub(super) fn load(log_bpf: bool) -> Outcome<Scanner> {
+pub(super) fn load(options: LoadOptions) -> Outcome<Scanner> {
     check_proc()?;
     let held = Held::raise();
     raise_memlock();
     let scanner =
-        Scanner::load(log_bpf).map_err(|error| Failure::kernel(explained(error, &held)))?;
+        Scanner::load(options).map_err(|error| Failure::kernel(explained(error, &held)))?;
     let capabilities = scanner.capabilities();
     log_capabilities(capabilities);
     for (scan, reason) in capabilities.failed_scans() {
@@ -43,7 +43,16 @@ pub(super) fn load(log_bpf: bool) -> Outcome<Scanner> {
             "not available on this kernel: {scan}: {reason}"
         ));
     }
-    if log_bpf && let Err(reason) = &capabilities.log {
+    if options.hooks
+        && let Err(reason) = &capabilities.hooks
+    {
+        print_stderr(format_args!(
+            "--tier is not available on this kernel, so waits are estimated: {reason}"
+        ));
+    }
+    if options.log_bpf
+        && let Err(reason) = &capabilities.log
+    {
         print_stderr(format_args!(
             "--log-bpf is not available on this kernel: {reason}"
         ));
@@ -71,6 +80,7 @@ fn log_capabilities(capabilities: &Capabilities) {
         ("io_uring files", &capabilities.rings),
         ("ready files of epoll instances", &capabilities.epolls),
         ("debug lines of the programs", &capabilities.log),
+        ("hooks", &capabilities.hooks),
     ] {
         match state {
             Ok(()) => debug!(feature, "kernel feature used"),
@@ -155,9 +165,9 @@ pub(super) fn collector(
     specs: Vec<Spec>,
     budget: Budget,
     must_exist: bool,
-    log_bpf: bool,
+    options: LoadOptions,
 ) -> Outcome<Collector> {
-    let mut collector = Collector::new(load(log_bpf)?, specs, budget);
+    let mut collector = Collector::new(load(options)?, specs, budget);
     let found = collector.discover().map_err(Failure::kernel)?;
     debug!(
         targets = found.targets.len(),

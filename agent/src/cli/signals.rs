@@ -143,6 +143,7 @@ impl LiveSignals {
     /// Publishes the state after a sample, and its events.
     pub(super) fn publish(&mut self, sample: &Sample, pipeline: &Pipeline, events: &[Event]) {
         if let Some(signals) = &mut self.signals {
+            signals.set_hooks(sample, pipeline);
             signals.publish(sample.mono_ns, sample.unix_ns, pipeline, events);
         }
     }

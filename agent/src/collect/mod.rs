@@ -11,6 +11,7 @@
 //!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
 //!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`,
 //!   `jvm_counters`, `paths`, `titles`, `logs`.
+//! - *Hooks*: `tier` decides when those of the watch tier are attached, `exact_waits` reads what they measure.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
@@ -22,6 +23,7 @@ mod conntrack;
 mod convert;
 mod cpu_accounting;
 mod cpu_budget;
+mod exact_waits;
 mod file_locks;
 mod focus;
 mod holders;
@@ -45,6 +47,7 @@ mod shared_memory;
 mod socket_scan;
 mod system;
 mod thread_scan;
+mod tier;
 mod titles;
 
 use std::{collections::BTreeSet, path::Path, thread, time::Duration};
@@ -61,6 +64,7 @@ use conntrack::ConntrackScan;
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
+use exact_waits::ExactWaits;
 use focus::Focus;
 use holders::Holders;
 use jvm_counters::JvmCountersScan;
@@ -82,6 +86,7 @@ use scan_costs::ScanCosts;
 pub use schedule::{Budget, SampleCost, SamplePlan, Schedule};
 use socket_scan::SocketScan;
 use system::System;
+pub use tier::{DEFAULT_HOOK_BUDGET, Tier};
 use titles::Titles;
 
 use crate::{
@@ -131,6 +136,7 @@ pub struct Collector {
     conntrack: ConntrackScan,
     jvm_counters: JvmCountersScan,
     logs: Logs,
+    exact_waits: ExactWaits,
     system: System,
     cpu_accounting: CpuAccounting,
     report: Report,
@@ -163,6 +169,7 @@ impl Collector {
             conntrack: ConntrackScan::default(),
             jvm_counters: JvmCountersScan::default(),
             logs: Logs::new(None),
+            exact_waits: ExactWaits::new(Tier::Glance, DEFAULT_HOOK_BUDGET),
             system: System::default(),
             cpu_accounting: CpuAccounting::default(),
             report: Report::new(now_ns),
@@ -173,6 +180,11 @@ impl Collector {
     /// Reads the logs of focused targets for the messages in `table`; `None` turns that off.
     pub fn read_logs(&mut self, table: Option<Table>) {
         self.logs = Logs::new(table);
+    }
+
+    /// Attaches hooks as this tier says, if the scanner has loaded them; they may take this share of the machine's CPU time.
+    pub fn set_tier(&mut self, tier: Tier, hook_budget: f64) {
+        self.exact_waits = ExactWaits::new(tier, hook_budget);
     }
 
     /// Watches what these select, from the next sample on. Targets that are still selected continue.
@@ -487,6 +499,19 @@ impl Collector {
                 self.processes.watched(),
                 &mut self.notices,
             );
+            self.costs.add_background(timer);
+        }
+        if self.exact_waits.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            let focus = &self.focus;
+            let report = self.exact_waits.poll(
+                now_ns,
+                self.scanner.hooks(),
+                &self.processes,
+                focus.has_targets(),
+                |tgid| focus.contains(tgid),
+            );
+            sample.hooks = Some(report);
             self.costs.add_background(timer);
         }
         self.holders.report(sample);

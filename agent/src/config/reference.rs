@@ -40,6 +40,8 @@ pub const KEYS: &[Key] = &[
     key("", "interval", "duration, 1ms to 60s", "100ms", "sampling interval; `--interval` overrides it"),
     key("", "focus_interval", "duration, 1ms to 60s", "10ms", "sampling interval of a focused service, as far as the budget allows"),
     key("", "cpu_budget", "0.0005 to 1", "0.01", "CPU budget of the agent, as a fraction of one core; `diagnose` uses 0.05"),
+    key("", "tier", "glance, auto or watch", "glance", "whether [hooks](../guides/exact-waits.md) measure waits exactly: never, while a queue is not ok, or always; `--tier` overrides it"),
+    key("", "hook_budget", "0.0001 to 0.5", "0.01", "CPU budget of these hooks, as a fraction of the machine's CPU time"),
     key("", "otlp", "URL", "", "OTLP endpoint; `--otlp` and `OTEL_EXPORTER_OTLP_*` override it"),
     key("[[target]]", "pid", "process id", "", "watch this PID and its forked workers"),
     key("[[target]]", "name", "glob", "", "watch processes whose name or executable matches"),
@@ -176,6 +178,10 @@ mod tests {
         assert_eq!(
             format!("{:?}", written.budget()),
             format!("{:?}", default.budget())
+        );
+        assert_eq!(
+            (written.tier(), written.hook_budget()),
+            (default.tier(), default.hook_budget())
         );
         assert!(written.messages().unwrap().is_some() && default.messages().unwrap().is_some());
         let (written, default) = (written.signal, default.signal);

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use super::jvm_counters::{Collecting, JvmReadings};
+use super::{
+    exact_waits::ExactWaits,
+    jvm_counters::{Collecting, JvmReadings},
+};
 use crate::{
     queue::{Kind, QueueKey, Reading, Readings, Targets},
     sample::{Cgroup, CpuUser, Hidden, HiddenFact, IoLimit, Refaults, Sample, Target, TargetId},
@@ -69,6 +72,8 @@ pub(super) struct Inputs {
     hidden: Vec<Hidden>,
     /// Pages read again by each control group: when they were counted, CLOCK_MONOTONIC, ns.
     refaults: HashMap<String, VecDeque<(u64, Refaults)>>,
+    /// What hooks measured.
+    pub(super) exact_waits: ExactWaits,
     /// When each service was last seen to call each address, CLOCK_MONOTONIC, ns.
     called: HashMap<(TargetId, SocketAddr), u64>,
     /// When an event loop of a service was last seen in a long turn, ns.
@@ -213,6 +218,9 @@ impl Inputs {
         self.jvms.read(sample);
         if sample.scans.cpu_users {
             self.read_cpu_users(sample);
+        }
+        if let Some(report) = &sample.hooks {
+            self.exact_waits.read(now_ns, report, &in_focus);
         }
         if sample.scans.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
@@ -452,20 +460,47 @@ impl Inputs {
         known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
     }
 
-    /// The process outside this service that used the most CPU in this time. Processes with the same name and control
-    /// group count together; the busiest of them is named.
-    pub(super) fn hog(
+    /// The process outside this service that had the CPU for most of the longest waits for one, as hooks measured.
+    pub(super) fn measured_hog(
         &self,
         target: TargetId,
         targets: &Targets,
-        (from_ns, to_ns): (u64, u64),
+        time: (u64, u64),
     ) -> Option<Hog> {
-        let samples = self.cpu_users.iter().filter(|(at_ns, over_ns, _)| {
+        let is_own = |tgid: u32| targets.of(tgid) == Some(target);
+        let culprit = self.exact_waits.has_the_cpu(target, time, is_own)?;
+        let (mut used_ns, mut over_ns, mut found) = (0_u64, 0_u64, None);
+        for (_, elapsed_ns, cpu_users) in self.cpu_users_within(time) {
+            over_ns = over_ns.saturating_add(*elapsed_ns);
+            if let Some(user) = cpu_users.iter().find(|user| user.tgid == culprit) {
+                used_ns = used_ns.saturating_add(user.cpu_ns);
+                found = Some(user);
+            }
+        }
+        found.map(|user| Hog {
+            tgid: culprit,
+            name: user.name.clone(),
+            cgroup: user.cgroup.clone(),
+            share: used_ns as f64 / over_ns.max(1) as f64,
+        })
+    }
+
+    /// The CPU use of processes in this time.
+    fn cpu_users_within(
+        &self,
+        (from_ns, to_ns): (u64, u64),
+    ) -> impl Iterator<Item = &(u64, u64, Vec<CpuUser>)> {
+        self.cpu_users.iter().filter(move |(at_ns, over_ns, _)| {
             *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns
-        });
+        })
+    }
+
+    /// The process outside this service that used the most CPU in this time. Processes with the same name and control
+    /// group count together; the busiest of them is named.
+    pub(super) fn hog(&self, target: TargetId, targets: &Targets, time: (u64, u64)) -> Option<Hog> {
         let mut over_ns = 0_u64;
         let mut groups: BTreeMap<(&str, Option<&str>), BTreeMap<u32, u64>> = BTreeMap::new();
-        for (_, elapsed_ns, cpu_users) in samples {
+        for (_, elapsed_ns, cpu_users) in self.cpu_users_within(time) {
             over_ns = over_ns.saturating_add(*elapsed_ns);
             let foreign = cpu_users
                 .iter()

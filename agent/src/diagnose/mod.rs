@@ -19,6 +19,7 @@
 
 mod case;
 mod classify;
+mod exact_waits;
 mod held_pool;
 mod inputs;
 mod jvm_counters;

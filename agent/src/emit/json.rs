@@ -22,7 +22,7 @@ use crate::{
         CauseStretch, Culprit, Episode, Event, Hop, Instant, LoggedMessage, QueueState, Verdict,
     },
     queue::{QueueKey, Reading},
-    sample::{AgentReport, Target, TargetId},
+    sample::{AgentReport, ExactWait, ExactWaitKind, Target, TargetId},
 };
 
 /// Writes events as JSON lines.
@@ -209,6 +209,61 @@ pub fn diagnoses<'a>(
         out.write_all(b"\n")?;
     }
     out.flush()
+}
+
+/// Writes what hooks have measured: each wait with the name of its system call.
+pub fn exact_waits<'a>(
+    out: &mut impl Write,
+    waits: impl Iterator<Item = (&'a ExactWait, String)>,
+    targets: &Targets,
+) -> io::Result<()> {
+    for (wait, call) in waits {
+        serde_json::to_writer(&mut *out, &exact_wait_object(wait, &call, targets))?;
+        writeln!(out)?;
+    }
+    out.flush()
+}
+
+fn exact_wait_object(wait: &ExactWait, call: &str, targets: &Targets) -> Map<String, Value> {
+    let mut object = Object::new("exact_wait");
+    let target = targets.get(&wait.target);
+    object.put_some("target", target.map(|target| target.name.as_str()));
+    object.put("tgid", wait.tgid);
+    match wait.kind {
+        ExactWaitKind::Woken | ExactWaitKind::Preempted => {
+            let is_woken = wait.kind == ExactWaitKind::Woken;
+            object.put("kind", "run_queue");
+            object.put("after", if is_woken { "wakeup" } else { "preemption" });
+        }
+        ExactWaitKind::Blocked | ExactWaitKind::BlockedIo => {
+            object.put("kind", "blocked");
+            object.put("call", call);
+            object.put("io", wait.kind == ExactWaitKind::BlockedIo);
+            object.put_some("object", wait.object);
+            object.put_some("path", wait.path.as_deref());
+        }
+    }
+    let waits = &wait.distribution;
+    object.put("count", waits.count);
+    object.put("total_ns", waits.total_ns);
+    object.put_some("mean_ns", waits.mean_ns());
+    object.put_some("p50_ns", waits.quantile_ns(0.5));
+    object.put_some("p99_ns", waits.quantile_ns(0.99));
+    object.put("max_ns", waits.max_ns);
+    if let Some(worst) = &wait.worst {
+        object.put("max_tid", worst.tid);
+        object.put("max_cpu", worst.cpu);
+        if let Some(culprit) = &worst.culprit {
+            object.put("culprit", culprit.comm.as_str());
+            object.put("culprit_tid", culprit.tid);
+            object.put("culprit_ns", worst.culprit_ns);
+        }
+        if let Some(waker) = &worst.waker {
+            object.put("waker", waker.comm.as_str());
+            object.put("waker_tid", waker.tid);
+        }
+    }
+    object.0
 }
 
 /// Writes the queues that a diagnosis could not judge for lack of a baseline, one object per queue.

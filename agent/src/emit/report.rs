@@ -5,6 +5,7 @@
 //! findings in, text out.
 #![forbid(unsafe_code)]
 
+mod exact_waits;
 mod findings;
 mod words;
 
@@ -83,6 +84,7 @@ pub fn write(
     for incident in findings.incidents() {
         report.incident(&incident);
     }
+    report.exact_waits();
     report.summary();
     for line in report.lines {
         writeln!(out, "{}", line.trim_end())?;
@@ -351,6 +353,37 @@ impl Report<'_> {
         }
     }
 
+    /// What hooks have measured; nothing without them. Rows of each service only if verbose.
+    fn exact_waits(&mut self) {
+        let findings = self.findings;
+        let Some(summary) = findings.exact_waits.summary() else {
+            return;
+        };
+        if self.verbosity == Verbosity::Verbose {
+            for target in findings.targets().values() {
+                let rows = findings.exact_waits.rows(target);
+                if rows.is_empty() {
+                    continue;
+                }
+                self.text(
+                    0,
+                    &format!("Exact waits of the threads of {}:", target.name),
+                );
+                for (label, text) in rows {
+                    if label.is_empty() {
+                        self.continued(&text);
+                    } else {
+                        self.row(label, &text);
+                    }
+                }
+                self.lines.push(String::new());
+            }
+        }
+        if self.verbosity > Verbosity::Quiet {
+            self.text(0, &summary);
+        }
+    }
+
     /// The last lines: how many queues are not ok, and what was observed.
     fn summary(&mut self) {
         let found = self.findings;
@@ -409,6 +442,13 @@ impl Report<'_> {
             .enumerate()
         {
             self.line(if index == 0 { label } else { "" }, line);
+        }
+    }
+
+    /// A row without a label, wrapped.
+    fn continued(&mut self, text: &str) {
+        for line in wrap(&bounded(text, MAX_TEXT_BYTES), VALUE) {
+            self.line("", &line);
         }
     }
 

@@ -1,4 +1,5 @@
-//! Links of BPF iterators bound to one process or map. aya cannot create these, so `bpf(2)` is called directly.
+//! Links of BPF iterators bound to one process or map, and of tracepoints. aya cannot create the first; of the second, the
+//! agent keeps the descriptor itself. So `bpf(2)` is called directly.
 //!
 //! include/uapi/linux/bpf.h: `BPF_LINK_CREATE` with `iter_info` (5.8), bound to a process since 6.1.
 
@@ -8,6 +9,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
@@ -82,6 +84,25 @@ impl Link {
         };
         bpf(BPF_ITER_CREATE, &attr).map(File::from)
     }
+}
+
+/// The part of `union bpf_attr` that `BPF_RAW_TRACEPOINT_OPEN` reads.
+#[repr(C)]
+struct TracepointOpen {
+    /// 0: the program knows its tracepoint.
+    name: u64,
+    prog_fd: u32,
+    padding: u32,
+}
+
+/// Attaches a loaded program to its tracepoint until the descriptor is closed.
+pub(super) fn attach_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attr = TracepointOpen {
+        name: 0,
+        prog_fd: program.as_raw_fd() as u32,
+        padding: 0,
+    };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &attr)
 }
 
 /// Calls `bpf(2)` with a command that returns a file descriptor.

@@ -1,5 +1,5 @@
-//! The BPF iterators: loaded once (`scanner/load.rs`) and run whenever the agent samples. No hook is attached: no kprobe, no
-//! tracepoint.
+//! The BPF iterators: loaded once (`scanner/load.rs`) and run whenever the agent samples. No hook is attached, unless the watch
+//! tier asks for it (`kernel/hooks.rs`).
 
 mod load;
 
@@ -16,12 +16,13 @@ use aya::{
     programs::Iter,
 };
 use bytemuck::Zeroable as _;
-pub use load::{BTF_PATH, Capabilities, Capability};
+pub use load::{BTF_PATH, Capabilities, Capability, LoadOptions};
 use tailback_ebpf::{MAX_REQUESTED_PEERS, Scan, TARGET_FOCUSED, TargetEntry};
 
 pub use super::records::Record;
 use super::{
     batched_scan::BatchedScan,
+    hooks::Hooks,
     iter::{IterScope, Link},
     log::BpfLog,
     output_buffer::SharedBuffer,
@@ -52,6 +53,8 @@ pub struct Watched {
 /// The loaded object and its iterators.
 pub struct Scanner {
     // Fields are dropped in this order: links before the programs that they run.
+    /// `None`: not requested, or they did not load.
+    hooks: Option<Hooks>,
     /// One entry per watched process, or a single one over the whole host.
     links: Vec<Links>,
     /// The wait profile: an iterator for each focused process, or one over all tasks.
@@ -122,13 +125,21 @@ impl Scanner {
         &self.capabilities
     }
 
+    /// The hooks of the watch tier; `None` if they were not requested or did not load.
+    pub fn hooks(&mut self) -> Option<&mut Hooks> {
+        self.hooks.as_mut()
+    }
+
     /// Does with eBPF what a scan does. Fails if this process has lost a privilege that it needs.
     pub fn check_access(&mut self) -> Result<()> {
         self.write_scan_settings()?;
         let link = self.link("processes", IterScope::All)?;
         let link = link.context("cannot create the iterator processes")?;
         link.open().context("cannot run the iterator processes")?;
-        Ok(())
+        let Some(hooks) = &mut self.hooks else {
+            return Ok(());
+        };
+        hooks.check_access()
     }
 
     /// Watches exactly these processes from the next scan on.

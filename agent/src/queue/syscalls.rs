@@ -6,7 +6,7 @@
 mod table;
 
 use crate::{
-    sample::{Detail, State, Syscall, Wait},
+    sample::{Architecture, Detail, State, Syscall, Wait},
     text::harmless,
 };
 
@@ -45,6 +45,11 @@ pub(crate) fn call_of(wait: &Wait) -> Option<(&'static str, CallClass)> {
 /// Name and class of a system call; `None` if no server is known to wait in it.
 fn call(syscall: &Syscall) -> Option<(&'static str, CallClass)> {
     table::call(syscall.architecture, syscall.number)
+}
+
+/// Name of a system call; `None` if no server is known to wait in it.
+pub(crate) fn name(architecture: Architecture, number: i32) -> Option<&'static str> {
+    table::call(architecture, number).map(|(name, _)| name)
 }
 
 /// The descriptor in a call's first argument.

@@ -15,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Architecture, Conntrack, Epoll, Hidden, IoLimit, JvmCounters, LocalPorts, LockWait,
+    Architecture, Conntrack, Epoll, Hidden, HookReport, IoLimit, JvmCounters, LocalPorts, LockWait,
     OnAccelerator, Refaults, Sample, TargetId, Workload,
 };
 
@@ -89,6 +89,12 @@ struct AppendedJvmCounters<JvmCounters> {
     jvm_counters: JvmCounters,
 }
 
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedHooks<Hooks> {
+    hooks: Hooks,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -137,7 +143,8 @@ impl<W: Write> Writer<W> {
             .map(|target| (target.id, &target.workload))
             .filter(|(_, workload)| **workload != Workload::default())
             .collect();
-        let has_jvm_counters = !sample.jvm_counters.is_empty();
+        let has_hooks = sample.hooks.is_some();
+        let has_jvm_counters = !sample.jvm_counters.is_empty() || has_hooks;
         let has_architecture = sample.architecture != Architecture::default() || has_jvm_counters;
         let has_conntrack = sample.conntrack.is_some() || has_architecture;
         let has_workloads = !workloads.is_empty() || has_conntrack;
@@ -194,6 +201,12 @@ impl<W: Write> Writer<W> {
         if has_jvm_counters {
             let appended = AppendedJvmCounters {
                 jvm_counters: &sample.jvm_counters,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_hooks {
+            let appended = AppendedHooks {
+                hooks: &sample.hooks,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -393,9 +406,15 @@ impl<R: Read> Reader<R> {
             }
         }
         if !rest.is_empty() {
-            let appended: AppendedJvmCounters<Vec<JvmCounters>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedJvmCounters<Vec<JvmCounters>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.jvm_counters = appended.jvm_counters;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedHooks<Option<HookReport>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.hooks = appended.hooks;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -708,6 +727,27 @@ mod tests {
         for architecture in [Architecture::X86_64, Architecture::Aarch64] {
             check_read_back([sample(architecture)]);
         }
+    }
+
+    #[test]
+    fn what_hooks_measured_is_read_back() {
+        let sample = Sample {
+            hooks: Some(HookReport {
+                is_attached: true,
+                reason: "requested".to_owned(),
+                interval_ns: 1_000,
+                ..HookReport::default()
+            }),
+            ..Sample::default()
+        };
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        writer.add(&sample).unwrap();
+        writer.add(&Sample::default()).unwrap();
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        assert_eq!(reader.next_sample().unwrap(), Some(sample));
+        assert_eq!(reader.next_sample().unwrap(), Some(Sample::default()));
     }
 
     #[test]

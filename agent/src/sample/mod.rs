@@ -10,6 +10,7 @@ mod architecture;
 mod conntrack;
 pub mod cut;
 pub mod file;
+mod hooks;
 mod host;
 mod jvm_counters;
 mod local_ports;
@@ -22,6 +23,9 @@ mod workload;
 pub use accelerators::{Accelerator, OnAccelerator};
 pub use architecture::Architecture;
 pub use conntrack::Conntrack;
+pub use hooks::{
+    Distribution, ExactWait, ExactWaitKind, HookCost, HookLoss, HookReport, WaitParty, WorstWait,
+};
 pub use host::{
     Cgroup, CpuUser, Hidden, HiddenFact, Holder, IoLimit, Listening, Machine, Network, Peer,
     Refaults, Stall,
@@ -122,6 +126,9 @@ pub struct Sample {
     /// Counters of the JVMs in the focus scope that were read. Recorded likewise.
     #[serde(skip)]
     pub jvm_counters: Vec<JvmCounters>,
+    /// Exact waits, in one sample a second of an agent with hooks. Recorded likewise.
+    #[serde(skip)]
+    pub hooks: Option<HookReport>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

@@ -67,6 +67,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         io_limits,
         refaults,
         epolls: _,
+        hooks,
         hidden,
         architecture: _,
         jvm_counters: _,
@@ -99,6 +100,17 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
     }
     for Peer { name, .. } in peers.iter_mut().flatten() {
         visit(Text::Name, name);
+    }
+    for wait in hooks.iter_mut().flat_map(|report| &mut report.waits) {
+        each(Text::Path, &mut wait.path, visit);
+        let worst = wait.worst.iter_mut();
+        let parties = worst.flat_map(|worst| worst.culprit.iter_mut().chain(&mut worst.waker));
+        for party in parties {
+            visit(Text::Name, &mut party.comm);
+        }
+    }
+    if let Some(report) = hooks {
+        visit(Text::Notice, &mut report.reason);
     }
     for Title { title, .. } in titles {
         visit(Text::Title, title);

@@ -13,7 +13,10 @@ use crate::{
     detect::Gauge,
     event::Level,
     queue::{Kind, QueueKey},
-    sample::{AgentReport, Owner, Pod, Target, Workload},
+    sample::{
+        AgentReport, Architecture, Distribution, ExactWait, ExactWaitKind, HookCost, HookLoss,
+        HookReport, Owner, Pod, Target, Workload,
+    },
     target::Downward,
 };
 
@@ -86,10 +89,48 @@ pub(super) fn pressure() -> Pressure {
     }
 }
 
+fn hooks() -> HookReport {
+    let wait = |kind, call| ExactWait {
+        kind,
+        call,
+        distribution: Distribution {
+            count: 1,
+            total_ns: TIME_NS,
+            max_ns: TIME_NS,
+            waits: vec![(TIME_NS, 1)],
+        },
+        ..ExactWait::default()
+    };
+    HookReport {
+        is_attached: true,
+        reason: "requested".to_owned(),
+        hooks: vec![HookCost {
+            name: "sched_switch".to_owned(),
+            runs: 10,
+            cpu_ns: TIME_NS,
+        }],
+        share: 0.002,
+        budget: 0.01,
+        lost: vec![HookLoss {
+            reason: "too_many_threads".to_owned(),
+            count: 1,
+        }],
+        interval_ns: TIME_NS,
+        waits: vec![
+            wait(ExactWaitKind::Woken, None),
+            wait(ExactWaitKind::Blocked, Some(0)),
+        ],
+    }
+}
+
 pub(super) fn state() -> SharedState {
     let state = SharedState::default();
     let pressures = vec![pressure()];
     state.count_waits(&pressures);
+    let targets = [pressures[0].target.id].into();
+    state
+        .exact_waits()
+        .add(&hooks(), Architecture::X86_64, &targets);
     state.set(Snapshot {
         until_ns: u64::MAX,
         pressures: Arc::new(pressures),

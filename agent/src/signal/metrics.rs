@@ -11,7 +11,12 @@ use super::{
     state::{SharedState, Snapshot},
     wait_histograms::WaitHistograms,
 };
-use crate::{detect::Gauge, event::Level, queue::QueueKey, sample::Owner};
+use crate::{
+    detect::Gauge,
+    event::Level,
+    queue::QueueKey,
+    sample::{Owner, TargetId},
+};
 
 /// Bound on the number of queues in the output. Further ones are counted in `tailback_queues_omitted`.
 const MAX_QUEUES: usize = 2_000;
@@ -155,6 +160,12 @@ pub fn render(state: &SharedState) -> String {
     of_queues(&mut text, &snapshot, &state.waits());
     of_controllers(&mut text, &snapshot);
     of_agent(&mut text, state, &snapshot);
+    let services = snapshot.pressures.iter().zip(snapshot.names.iter());
+    let names: BTreeMap<TargetId, &String> = services
+        .map(|(pressure, name)| (pressure.target.id, name))
+        .collect();
+    let name = |target| names.get(&target).map(|name| (*name).clone());
+    state.exact_waits().render(&mut text, name);
     text
 }
 

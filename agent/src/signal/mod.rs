@@ -6,7 +6,7 @@
 //!
 //! Not pure: `page`, `pages` and `files` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
 //! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
-//! `status`, `readers`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
+//! `status`, `readers`, `metrics`, `wait_histograms` and `exact_waits`. Every other consumer is served by the [adapter process](crate::adapters), which reads
 //! the pages as anyone may. So when the agent is gone, all of them report no pressure.
 
 mod concurrency;
@@ -14,6 +14,7 @@ pub mod constants;
 pub mod controller;
 pub mod directory;
 mod encode;
+mod exact_waits;
 pub mod files;
 #[cfg(test)]
 mod fixture;
@@ -55,7 +56,7 @@ use crate::{
     emit::{Sink as _, json::Json},
     event::{Event, Level},
     pipeline::Pipeline,
-    sample::{AgentReport, Notice, TargetId},
+    sample::{AgentReport, Notice, Sample, TargetId},
     target::Downward,
 };
 
@@ -166,6 +167,15 @@ impl Signals {
             live: Arc::clone(&self.shared_live),
             downward: Arc::clone(&self.downward),
         });
+    }
+
+    /// Adds what hooks have measured, for `status` and metrics.
+    pub fn set_hooks(&mut self, sample: &Sample, pipeline: &Pipeline) {
+        let Some(report) = &sample.hooks else { return };
+        let targets = pipeline.targets().all().map(|target| target.id).collect();
+        self.state
+            .exact_waits()
+            .add(report, sample.architecture, &targets);
     }
 
     /// How many services were published last, and how many of them have a queue that is not ok.

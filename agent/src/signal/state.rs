@@ -12,8 +12,8 @@ use std::{
 use tokio::sync::{Notify, broadcast};
 
 use super::{
-    live::Live, pages::PageCounts, pressure::Pressure, readers::ReaderCache,
-    wait_histograms::WaitHistograms,
+    exact_waits::ExactWaits, live::Live, pages::PageCounts, pressure::Pressure,
+    readers::ReaderCache, wait_histograms::WaitHistograms,
 };
 use crate::{
     cause::Cause, collect::boot_ns, event::Level, queue::QueueKey, sample::AgentReport,
@@ -105,6 +105,7 @@ pub struct SharedState {
     /// Notified after each new snapshot.
     changed: Notify,
     waits: Mutex<WaitHistograms>,
+    exact_waits: Mutex<ExactWaits>,
     config_file: Mutex<Option<Arc<ConfigFile>>>,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
     next: AtomicU64,
@@ -119,6 +120,7 @@ impl Default for SharedState {
             snapshot: Mutex::default(),
             changed: Notify::new(),
             waits: Mutex::default(),
+            exact_waits: Mutex::default(),
             config_file: Mutex::default(),
             subscribers: Mutex::default(),
             next: AtomicU64::new(0),
@@ -175,6 +177,13 @@ impl SharedState {
     /// The wait histograms.
     pub fn waits(&self) -> MutexGuard<'_, WaitHistograms> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What hooks have measured.
+    pub fn exact_waits(&self) -> MutexGuard<'_, ExactWaits> {
+        self.exact_waits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state after the last sample. If the agent's loop hangs it has no services, as their pages have expired.

@@ -17,6 +17,7 @@ use crate::{
     collect::{boot_ns, unix_ns},
     emit::json::{Object, round},
     queue::QueueKey,
+    sample::HookReport,
 };
 
 /// One line per service whose name is wanted.
@@ -96,10 +97,33 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         object.put("needs_restart", file.needs_restart.clone());
         status["config"] = object.0.into();
     }
+    if let Some(report) = &state.exact_waits().report {
+        status["hooks"] = hooks(report);
+    }
     if let Some(report) = snapshot.report.as_deref() {
         status["agent"] = json!(report);
     }
     format!("{status}\n")
+}
+
+/// The state of the hooks.
+fn hooks(report: &HookReport) -> Value {
+    let hooks = report.hooks.iter();
+    let hooks: Vec<Value> = hooks
+        .map(|hook| json!({"name": hook.name, "runs": hook.runs, "cpu_ns": hook.cpu_ns}))
+        .collect();
+    let lost = report.lost.iter();
+    let lost: Vec<Value> = lost
+        .map(|loss| json!({"reason": loss.reason, "count": loss.count}))
+        .collect();
+    json!({
+        "attached": report.is_attached,
+        "reason": report.reason,
+        "cpu_share": report.share,
+        "cpu_budget": report.budget,
+        "programs": hooks,
+        "lost": lost,
+    })
 }
 
 /// What the live page and `tailback top` show, on one line.

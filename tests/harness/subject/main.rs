@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tailback_tests::sockets;
+use tailback_tests::{lines::unix_ns, sockets};
 
 /// The command line.
 #[derive(Default)]
@@ -34,7 +34,7 @@ struct Options {
     /// Connections that are never accepted.
     waiting: u32,
     sockets: u32,
-    /// Unix socket to receive descriptors from.
+    /// Unix socket to receive descriptors from, or FIFO to read from.
     from: Option<String>,
 }
 
@@ -52,6 +52,7 @@ fn main() -> Result<()> {
             thread::spawn(move || drain(stream));
         }),
         "spin" => spin(options.threads),
+        "read-timed" => read_timed(options.from.as_deref().context("--from is missing")?),
         "churn" => churn(options.per_s),
         "park" => crowd::park_with(options.threads),
         "jam" => {
@@ -98,6 +99,44 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     Ok(options)
+}
+
+/// Reads times (CLOCK_REALTIME, ns) from a FIFO, each written when it is that time. At the end it prints how long the
+/// reads were blocked until the write and from then on until they returned: their number, and mean and 99th percentile of both,
+/// in ns. Then it waits to be killed.
+fn read_timed(from: &str) -> Result<()> {
+    println!("reading");
+    let mut input = fs::File::open(from).with_context(|| format!("open {from}"))?;
+    let (mut blocked, mut woken) = (Vec::new(), Vec::new());
+    loop {
+        let mut bytes = [0; 8];
+        let begun = unix_ns();
+        if input.read_exact(&mut bytes).is_err() {
+            break;
+        }
+        let ended = unix_ns();
+        let written = u64::from_le_bytes(bytes);
+        // Data that was there already did not block.
+        if written > begun {
+            blocked.push(written - begun);
+            woken.push(ended.saturating_sub(written));
+        }
+    }
+    let words = |times: &mut Vec<u64>| {
+        times.sort_unstable();
+        let rank = (times.len() * 99).div_ceil(100).saturating_sub(1);
+        let mean = times.iter().sum::<u64>() / times.len().max(1) as u64;
+        format!("{mean} {}", times.get(rank).copied().unwrap_or(0))
+    };
+    let count = blocked.len();
+    println!(
+        "times {count} {} {}",
+        words(&mut blocked),
+        words(&mut woken)
+    );
+    loop {
+        thread::park();
+    }
 }
 
 /// Accepts connections and runs `work` on each, in as many processes as configured.

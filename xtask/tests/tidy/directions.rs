@@ -82,8 +82,9 @@ const MODULES: &[(&str, &[&str])] = &[
 
 /// The same within `diagnose`: facts before the wait graph, the wait graph before the rules, the rules before what keeps verdicts.
 const DIAGNOSE: &[(&str, &[&str])] = &[
+    ("exact_waits", &[]),
     ("jvm_counters", &[]),
-    ("inputs", &["jvm_counters"]),
+    ("inputs", &["exact_waits", "jvm_counters"]),
     ("titles", &[]),
     ("thread_names", &[]),
     ("seconds", &[]),

@@ -64,6 +64,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
         *text += "          agent is not sampling (hung?): signals have failed open\n";
     }
     config_report(text, &agent["config"]);
+    hooks_report(text, &agent["hooks"]);
     let pages = &agent["pages"];
     let not_written =
         pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
@@ -193,6 +194,54 @@ fn config_report(text: &mut String, config: &Value) {
             "          in force only after a restart: {}",
             waiting.join(", ")
         );
+    }
+}
+
+/// The hooks, unless the tier is glance.
+fn hooks_report(text: &mut String, hooks: &Value) {
+    let Some(is_attached) = hooks["attached"].as_bool() else {
+        return;
+    };
+    let percent = |key: &str| format!("{:.2}%", hooks[key].as_f64().unwrap_or(0.0) * 100.0);
+    let (state, share) = if is_attached {
+        ("attached", "of the machine's CPU time")
+    } else {
+        ("not attached", "of the machine's CPU time expected")
+    };
+    let _ = writeln!(
+        text,
+        "hooks     {state}: {}; {} {share}, budget {}",
+        word(&hooks["reason"]),
+        percent("cpu_share"),
+        percent("cpu_budget"),
+    );
+    for hook in list(&hooks["programs"]) {
+        let (runs, cpu_ns) = (hook["runs"].as_u64(), hook["cpu_ns"].as_u64());
+        let (runs, cpu_ns) = (runs.unwrap_or(0), cpu_ns.unwrap_or(0));
+        let mean = cpu_ns
+            .checked_div(runs)
+            .map_or_else(String::new, |ns| format!(", {ns} ns each"));
+        let _ = writeln!(
+            text,
+            "          {} {} runs, {} of CPU time{mean}",
+            word(&hook["name"]),
+            crate::text::count(runs),
+            duration(cpu_ns),
+        );
+    }
+    let lost = list(&hooks["lost"]).iter();
+    let lost = lost.filter(|loss| loss["count"].as_u64() > Some(0));
+    let lost: Vec<String> = lost
+        .map(|loss| {
+            format!(
+                "{} {}",
+                loss["count"],
+                word(&loss["reason"]).replace('_', " ")
+            )
+        })
+        .collect();
+    if !lost.is_empty() {
+        let _ = writeln!(text, "          not measured: {}", lost.join(", "));
     }
 }
 

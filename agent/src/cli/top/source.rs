@@ -21,7 +21,7 @@ use crate::{
         run::SamplingClock,
         session::{self, Stop},
     },
-    collect::OutputStats,
+    collect::{OutputStats, Tier},
     config::Config,
     signal::{
         directory::in_use,
@@ -240,7 +240,8 @@ impl Sampler {
     fn start(targets: &Targets, config: &Config) -> Outcome<Self> {
         let specs = targets.or_all(config).specs(config)?;
         let budget = config.budget_or(CPU_BUDGET);
-        let mut collector = session::collector(specs, budget, false, targets.log_bpf)?;
+        let mut collector =
+            session::collector(specs, budget, false, targets.load_options(Tier::Glance))?;
         collector.read_logs(config.messages().map_err(Failure::usage)?);
         Ok(Self {
             clock: SamplingClock::with(collector, None),

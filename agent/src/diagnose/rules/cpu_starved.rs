@@ -25,9 +25,10 @@ pub(super) const OTHERS_HAVE_THE_CPU: Rule = Rule {
 };
 
 fn finding(case: Case<'_>) -> Finding {
-    let hog = case
-        .inputs
-        .hog(case.target(), case.view.targets, case.time());
+    let (inputs, targets) = (case.inputs, case.view.targets);
+    let hog = inputs
+        .measured_hog(case.target(), targets, case.time())
+        .or_else(|| inputs.hog(case.target(), targets, case.time()));
     let fact = hog.as_ref().map(|hog| {
         format!(
             "{} ({}) uses {} of a CPU",

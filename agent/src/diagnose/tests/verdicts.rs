@@ -8,7 +8,9 @@ use crate::{
     cause::Cause,
     event::{Confidence, CulpritKind, DrivenBy, Episode, Verdict},
     queue::{Kind, Reading},
-    sample::{CpuUser, Detail, State, Wait},
+    sample::{
+        CpuUser, Detail, Distribution, ExactWait, HookReport, State, Wait, WaitParty, WorstWait,
+    },
 };
 
 pub(super) fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
@@ -387,6 +389,70 @@ fn starved(by: &'static str) -> Scene {
     scene.take_samples(30, &[thread(10, 0).on_cpu()]);
     scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
     scene
+}
+
+/// A second in which the threads of process 10 waited for a CPU that this process had.
+fn measured(culprit: u32) -> HookReport {
+    let worst = WorstWait {
+        wait_ns: 8_000_000,
+        culprit: Some(WaitParty {
+            tgid: culprit,
+            tid: culprit,
+            comm: "spin".to_owned(),
+        }),
+        culprit_ns: 7_000_000,
+        ..WorstWait::default()
+    };
+    let wait = ExactWait {
+        target: 1,
+        tgid: 10,
+        distribution: Distribution {
+            count: 1,
+            total_ns: 8_000_000,
+            max_ns: 8_000_000,
+            waits: vec![(8_000_000, 1)],
+        },
+        worst: Some(worst),
+        ..ExactWait::default()
+    };
+    HookReport {
+        is_attached: true,
+        interval_ns: 25_000_000,
+        waits: vec![wait],
+        ..HookReport::default()
+    }
+}
+
+#[test]
+fn what_hooks_measured_decides_who_had_the_cpu() {
+    let verdict = |culprit: u32| {
+        let mut scene = starved("foreign_share");
+        let quieter = CpuUser {
+            tgid: 77,
+            name: "quieter".to_owned(),
+            cgroup: None,
+            cpu_ns: 5_000_000,
+        };
+        scene.sample().cpu_users.push(quieter);
+        scene.sample().hooks = Some(measured(culprit));
+        scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
+        scene.verdict(&filling())
+    };
+    let blamed = verdict(77);
+    assert_eq!(blamed.cause, Cause::CpuStarved);
+    assert_eq!(
+        culprit(&blamed),
+        (CulpritKind::Process, Some(77), "quieter (77)")
+    );
+    let evidence = &blamed.evidence;
+    assert!(
+        evidence.contains("waits for a CPU in 750 ms: mean 8.0 ms, p99 8.0 ms, longest 8.0 ms, of which spin (77) had the CPU for 7.0 ms"),
+        "{evidence}"
+    );
+    // A process that is not known, and the service itself, are not blamed.
+    for other in [10, 55] {
+        assert_eq!(culprit(&verdict(other)).1, Some(99));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
         explain::{Check, Comparison, Condition, Explanation, RuleOutcome, RuleReport, Unit},
     },
     queue::Kind,
-    sample::Notice,
+    sample::{Distribution, ExactWait, ExactWaitKind, Notice, WaitParty, WorstWait},
 };
 
 fn lines(events: &[Event]) -> Vec<Value> {
@@ -318,4 +318,55 @@ fn a_queue_without_a_baseline_is_written_with_its_numbers() {
         ..fixture::no_baseline()
     };
     assert!(object_of(alone).get("calls").is_none());
+}
+
+#[test]
+fn an_exact_wait_has_the_keys_of_the_documentation() {
+    let party = |tid| WaitParty {
+        tgid: tid,
+        tid,
+        comm: "backup".to_owned(),
+    };
+    let wait = |kind| ExactWait {
+        target: 1,
+        tgid: 4711,
+        kind,
+        call: Some(0),
+        object: Some(7),
+        path: Some("/var/log/shop".to_owned()),
+        distribution: Distribution {
+            count: 3,
+            total_ns: 600,
+            max_ns: 400,
+            waits: vec![(100, 2), (400, 1)],
+        },
+        worst: Some(WorstWait {
+            wait_ns: 400,
+            culprit: Some(party(20)),
+            culprit_ns: 300,
+            waker: Some(party(30)),
+            ..WorstWait::default()
+        }),
+    };
+    let targets = [(1, Arc::new(Target::default()))].into();
+    let kinds = [ExactWaitKind::Preempted, ExactWaitKind::BlockedIo];
+    let waits = kinds.map(wait);
+    let mut out = Vec::new();
+    let named = waits.iter().map(|wait| (wait, "read".to_owned()));
+    exact_waits(&mut out, named, &targets).unwrap();
+    let lines = String::from_utf8(out).unwrap();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<Value> = lines.collect();
+    assert_eq!(lines[0]["after"], "preemption");
+    assert_eq!(
+        (&lines[1]["call"], &lines[1]["io"]),
+        (&"read".into(), &true.into())
+    );
+    assert_eq!(
+        (&lines[1]["mean_ns"], &lines[1]["p99_ns"]),
+        (&200.into(), &400.into())
+    );
+    reference::assert_documented("exact_wait", &lines);
 }

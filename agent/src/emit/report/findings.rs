@@ -2,11 +2,12 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
+use super::exact_waits::ExactWaits;
 use crate::{
     diagnose::NoBaseline,
     event::{Episode, Event, Instant, Level},
     queue::Kind,
-    sample::{Sample, Target, TargetId},
+    sample::{ExactWait, Sample, Target, TargetId},
 };
 
 /// Maximum number of episodes kept. Beyond that, the least severe of those that have ended are only counted.
@@ -23,6 +24,7 @@ pub struct Findings {
     pub(super) dropped: u64,
     pub(super) notices: BTreeMap<String, String>,
     no_baseline: Vec<NoBaseline>,
+    pub(super) exact_waits: ExactWaits,
     began: Option<Instant>,
     ended: Instant,
     pub(super) services: usize,
@@ -111,6 +113,7 @@ impl Findings {
         self.began.get_or_insert(at);
         self.ended = at;
         self.queues = queues;
+        self.exact_waits.observe(sample);
         if sample.scans.threads {
             self.threads = sample.threads.len();
         }
@@ -166,6 +169,11 @@ impl Findings {
     /// The queues that cannot be judged for lack of a baseline.
     pub fn no_baseline(&self) -> &[NoBaseline] {
         &self.no_baseline
+    }
+
+    /// What hooks have measured: each wait with the name of its system call.
+    pub fn exact_waits(&self) -> impl Iterator<Item = (&ExactWait, String)> {
+        self.exact_waits.all()
     }
 
     /// The number of queues that are not ok now.

@@ -9,7 +9,9 @@ use crate::{
     },
     event::{DrivenBy, Event, LoggedMessage},
     queue::Kind,
-    sample::{Notice, Thread},
+    sample::{
+        Distribution, ExactWait, ExactWaitKind, HookReport, Notice, Thread, WaitParty, WorstWait,
+    },
 };
 
 fn findings(episodes: Vec<Episode>) -> Findings {
@@ -493,4 +495,83 @@ fn progress_is_one_short_line() {
         progress(&findings(vec![shop()]), elapsed, Duration::from_secs(10)),
         "Observing: 3 of 10 s; 2 services, 41 queues; 1 not ok"
     );
+}
+
+#[test]
+fn exact_waits_are_reported_with_the_estimate_beside_them_and_who_caused_the_longest() {
+    let wait = |kind, call, object, waits: &[(u64, u64)]| ExactWait {
+        target: SHOP,
+        tgid: 4711,
+        kind,
+        call,
+        object,
+        distribution: Distribution {
+            count: waits.iter().map(|(_, count)| count).sum(),
+            total_ns: waits.iter().map(|(ns, count)| ns * count).sum(),
+            max_ns: waits.iter().map(|(ns, _)| *ns).max().unwrap_or(0),
+            waits: waits.to_vec(),
+        },
+        worst: Some(WorstWait {
+            wait_ns: 12_000_000,
+            tid: 4712,
+            cpu: 1,
+            culprit: Some(WaitParty {
+                tgid: 900,
+                tid: 901,
+                comm: "backup".to_owned(),
+            }),
+            culprit_ns: 8_000_000,
+            ..WorstWait::default()
+        }),
+        ..ExactWait::default()
+    };
+    let with_hooks = |seconds, run_delay_ns, dispatches| {
+        let mut sample = sample(seconds);
+        sample.hooks = Some(HookReport {
+            is_attached: true,
+            share: 0.0012,
+            budget: 0.01,
+            interval_ns: 1_000_000_000,
+            waits: vec![
+                wait(
+                    ExactWaitKind::Woken,
+                    None,
+                    None,
+                    &[(1_000_000, 9), (12_000_000, 1)],
+                ),
+                wait(ExactWaitKind::Blocked, Some(0), Some(7), &[(5_000_000, 2)]),
+            ],
+            ..HookReport::default()
+        });
+        sample.scans.threads = true;
+        sample.threads = vec![Thread {
+            tgid: 4711,
+            tid: 4712,
+            runnable: false,
+            on_cpu: false,
+            run_delay_ns,
+            dispatches,
+            cpu_ns: 0,
+        }];
+        sample
+    };
+    let mut findings = Findings::default();
+    findings.take(&targets());
+    findings.observed(&with_hooks(10, 0, 0), 40);
+    findings.observed(&with_hooks(11, 20_000_000, 10), 40);
+    let text = text_of(&findings, Colour::Never, Verbosity::Verbose);
+    // Wherever the lines are wrapped.
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "Exact waits of the threads of shop:",
+        "CPU wait 20 waits, mean 2.1",
+        "(estimate from samples: mean 2",
+        "backup (901)",
+        "read fd 7: ",
+        "took 0.12% of the machine",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    let normal = text_of(&findings, Colour::Never, Verbosity::Normal);
+    assert!(!normal.contains("backup"), "{normal}");
 }

@@ -24,6 +24,7 @@ use super::{Scanner, link};
 use crate::kernel::{
     LoadError,
     btf::Btf,
+    hooks::Hooks,
     iter::{IterScope, Link},
     layout::{self, Feature, Resolved},
     log::{self, BpfLog},
@@ -40,30 +41,51 @@ const READ_BYTES: usize = 64 * 1024;
 /// How long a busy socket stays in `FOCUSED_SOCKETS` unless a file scan renews it, ns.
 const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
 
+/// What to load besides the iterators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Debug lines (see `kernel/log.rs`).
+    pub log_bpf: bool,
+    /// The hooks of the watch tier (see `kernel/hooks.rs`). They are loaded, not attached.
+    pub hooks: bool,
+}
+
 impl Scanner {
-    /// Loads the object into the running kernel. `log_bpf`: with debug lines (see `kernel/log.rs`).
-    pub fn load(log_bpf: bool) -> Result<Self, LoadError> {
+    /// Loads the object into the running kernel.
+    pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
         let bytes = fs::read(BTF_PATH).map_err(LoadError::NoBtf)?;
         let btf = Btf::parse(&bytes).map_err(|error| LoadError::BadBtf(error.into()))?;
-        Self::load_with(&layout::resolve(&btf), log_bpf)
+        Self::load_fields(&layout::resolve(&btf), options)
     }
 
     /// Loads the object with the given offsets. The verifier rejects those that do not fit this kernel's types.
     ///
     /// An old verifier may reject programs because of their log statements. If fewer programs load with them, they are left out.
     pub fn load_with(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
+        let options = LoadOptions {
+            log_bpf,
+            ..LoadOptions::default()
+        };
+        Self::load_fields(fields, options)
+    }
+
+    fn load_fields(fields: &Resolved, options: LoadOptions) -> Result<Self, LoadError> {
         let missing = fields.missing_for(Feature::Base);
         if let Some(missing) = missing {
             return Err(LoadError::MissingField(missing.clone()));
         }
-        if !log_bpf {
-            return Self::try_load(fields, false).0;
+        let without_log = LoadOptions {
+            log_bpf: false,
+            ..options
+        };
+        if !options.log_bpf {
+            return Self::try_load(fields, without_log).0;
         }
-        let (logging, rejected) = Self::try_load(fields, true);
+        let (logging, rejected) = Self::try_load(fields, options);
         let Some(reason) = rejected.first() else {
             return logging;
         };
-        let (quiet, rejected_anyway) = Self::try_load(fields, false);
+        let (quiet, rejected_anyway) = Self::try_load(fields, without_log);
         if rejected_anyway.len() >= rejected.len() {
             return logging;
         }
@@ -74,14 +96,15 @@ impl Scanner {
     }
 
     /// One attempt. Also returns the reasons of programs that the verifier rejected.
-    fn try_load(fields: &Resolved, log_bpf: bool) -> (Result<Self, LoadError>, Vec<String>) {
-        let mut object = match Object::open(fields, log_bpf) {
+    fn try_load(fields: &Resolved, options: LoadOptions) -> (Result<Self, LoadError>, Vec<String>) {
+        let mut object = match Object::open(fields, options) {
             Ok(object) => object,
             Err(error) => return (Err(error), Vec::new()),
         };
-        let loaded = LoadedPrograms::load(&mut object, fields);
+        let loaded = LoadedPrograms::load(&mut object, fields, options);
         let rejected = std::mem::take(&mut object.rejected);
-        let scanner = loaded.and_then(|loaded| loaded.into_scanner(object, fields, log_bpf));
+        let scanner =
+            loaded.and_then(|loaded| loaded.into_scanner(object, fields, options.log_bpf));
         (scanner, rejected)
     }
 }
@@ -99,10 +122,15 @@ struct LoadedPrograms {
     focused_sockets: Result<Link, String>,
     file_operations: Capability,
     batched_scans: Capability,
+    hooks: Result<Hooks, String>,
 }
 
 impl LoadedPrograms {
-    fn load(object: &mut Object, fields: &Resolved) -> Result<Self, LoadError> {
+    fn load(
+        object: &mut Object,
+        fields: &Resolved,
+        options: LoadOptions,
+    ) -> Result<Self, LoadError> {
         let processes = object.load_over_all("processes", "task")?;
         let threads = object.load_over_all("threads", "task");
         let no_bpf_loop = (fields.helpers.bpf_loop == 0)
@@ -134,6 +162,11 @@ impl LoadedPrograms {
             focused_sockets,
             file_operations: object.load("file_operations", "task_file").map_err(off),
             batched_scans: load_batched_scans(object, fields),
+            hooks: if options.hooks {
+                object.load_hooks().map_err(off)
+            } else {
+                Err("not requested (--tier glance)".to_owned())
+            },
         })
     }
 
@@ -194,9 +227,11 @@ impl LoadedPrograms {
                 Some(reason) => Err(reason),
             },
             log: log_capability,
+            hooks: self.hooks.as_ref().map(drop).map_err(Clone::clone),
         };
         let mut scanner = Scanner {
             links: Vec::new(),
+            hooks: self.hooks.ok(),
             focus_is_stale: true,
             profile: Vec::new(),
             profile_is_bound: true,

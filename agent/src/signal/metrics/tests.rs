@@ -8,6 +8,9 @@ fn every_family_is_documented_with_its_type_labels_and_help() {
         "Where services run",
         "Per queue",
         "Per admission controller",
+        "Waits for a CPU",
+        "Blocked time",
+        "Hooks",
         "The agent",
     ];
     let samples = reference::assert_documented(&sections, &text);

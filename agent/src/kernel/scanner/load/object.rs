@@ -1,11 +1,18 @@
 //! The eBPF object while its programs are being loaded.
 
-use aya::{Ebpf, EbpfLoader, maps::Map, programs::Iter};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::Map,
+    programs::{BtfTracePoint, Iter},
+};
 use tailback_ebpf::{Controllers, Helpers, Layout, Processor, Types};
 
-use super::Capability;
+use super::{Capability, LoadOptions};
 use crate::kernel::{
     LoadError, cast,
+    hooks::{self, HookMaps, Hooks},
     iter::{IterScope, Link},
     layout::Resolved,
     log, processor,
@@ -54,8 +61,9 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Resolves the object for this kernel and creates its maps.
-    pub(super) fn open(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
+    /// Resolves the object for this kernel and creates its maps. Those of hooks that are not wanted have one entry.
+    pub(super) fn open(fields: &Resolved, options: LoadOptions) -> Result<Self, LoadError> {
+        let log_bpf = options.log_bpf;
         let kernel_btf =
             aya::Btf::from_sys_fs().map_err(|error| LoadError::BadBtf(error.into()))?;
         let mut object = zstd::decode_all(OBJECT)
@@ -69,6 +77,7 @@ impl Object {
         let controllers = ControllersPod(fields.controllers);
         let processor = ProcessorPod(processor::of_this_machine(&fields.layout));
         let log_level = log::level(log_bpf);
+        let object_calls = hooks::object_calls();
         let mut loader = EbpfLoader::new();
         loader
             .btf(Some(&kernel_btf))
@@ -77,7 +86,17 @@ impl Object {
             .override_global("TYPES", &types, true)
             .override_global("CONTROLLERS", &controllers, true)
             .override_global("PROCESSOR", &processor, true)
+            .override_global(hooks::OBJECT_CALLS_GLOBAL, &object_calls[..], true)
             .override_global(log::LEVEL_GLOBAL, &log_level, true);
+        if options.hooks {
+            // An unknown number of CPUs fails later, when a per-CPU map is created.
+            let cpus = aya::util::nr_cpus().unwrap_or(1);
+            loader.map_max_entries(hooks::WAITS_MAP, hooks::wait_keys(cpus));
+        } else {
+            for map in hooks::MAPS {
+                loader.map_max_entries(map, 1);
+            }
+        }
         if !log_bpf {
             // Every map of the object is created; aya rounds this one up to a page.
             loader.map_max_entries(log::LOG_MAP, 1);
@@ -106,6 +125,35 @@ impl Object {
             }
             error
         })
+    }
+
+    /// Loads the hooks, without attaching them.
+    pub(super) fn load_hooks(&mut self) -> Result<Hooks, LoadError> {
+        let programs = hooks::PROGRAMS.map(|program| self.load_hook(program));
+        let programs = programs.into_iter().collect::<Result<_, _>>()?;
+        let ebpf = &mut self.ebpf;
+        let maps = HookMaps::take(|name| {
+            let map = ebpf.take_map(name);
+            map.ok_or_else(|| missing_part(name).into())
+        });
+        let maps =
+            maps.map_err(|error| LoadError::new("cannot use the maps of the hooks", error))?;
+        Ok(Hooks::new(programs, maps))
+    }
+
+    fn load_hook(&mut self, program: &'static str) -> Result<OwnedFd, LoadError> {
+        let hook: &mut BtfTracePoint = self
+            .ebpf
+            .program_mut(program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| missing_part(program))?;
+        hook.load(program, &self.kernel_btf)
+            .map_err(|error| LoadError::of_program(program, error))?;
+        let fd = hook
+            .fd()
+            .map_err(|error| LoadError::of_program(program, error))?;
+        let fd = fd.as_fd().try_clone_to_owned();
+        fd.map_err(|error| LoadError::new(format!("cannot keep the eBPF program {program}"), error))
     }
 
     /// Loads one iterator and creates a link over everything it can visit.

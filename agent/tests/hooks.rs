@@ -1,0 +1,102 @@
+//! What the hooks of the watch tier leave in the kernel: nothing.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    maps::loaded_maps,
+    programs::{loaded_links, loaded_programs},
+};
+use tailback_tests::{
+    agent::{HOOKS, attached_hooks},
+    needs,
+    temp::TempDir,
+};
+
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Ids of programs, maps and links.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ids([BTreeSet<u32>; 3]);
+
+/// What this process holds in its descriptors.
+fn held(pid: u32) -> Ids {
+    let mut held = Ids::default();
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    for info in infos.into_iter().flatten().flatten() {
+        let text = fs::read_to_string(info.path()).unwrap_or_default();
+        for (ids, key) in held.0.iter_mut().zip(["prog_id:", "map_id:", "link_id:"]) {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(key));
+            ids.extend(lines.filter_map(|id| id.trim().parse::<u32>().ok()));
+        }
+    }
+    held
+}
+
+/// Those of them that the kernel still has.
+fn left(of: &Ids) -> Ids {
+    let present = [
+        loaded_programs().flatten().map(|it| it.id()).collect(),
+        loaded_maps().flatten().map(|it| it.id()).collect(),
+        loaded_links().flatten().map(|it| it.id()).collect(),
+    ];
+    let mut left = Ids::default();
+    for ((left, of), present) in left.0.iter_mut().zip(&of.0).zip(&present) {
+        *left = of.intersection(present).copied().collect();
+    }
+    left
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < end, "timed out waiting for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An agent that is killed at the end.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_killed_agent_leaves_no_program_map_or_link() {
+    if !needs::met("a_killed_agent_leaves_no_program_map_or_link", &[]) {
+        return;
+    }
+    let directory = TempDir::new("hooks").unwrap();
+    let agent = Command::new(env!("CARGO_BIN_EXE_tailback"))
+        .args(["run", "--all", "--quiet", "--tier", "watch"])
+        .env("RUNTIME_DIRECTORY", directory.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut agent = Agent(agent);
+    let pid = agent.0.id();
+    // Attached after it has dropped its privileges.
+    until("the hooks to be attached", || attached_hooks(pid) == HOOKS);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "not confined: {status}");
+    let ids = held(pid);
+    assert!(ids.0.iter().all(|ids| !ids.is_empty()), "{ids:?}");
+    assert_eq!(left(&ids), ids, "the kernel lists what is loaded");
+    // SIGKILL.
+    agent.0.kill().unwrap();
+    agent.0.wait().unwrap();
+    // The kernel frees programs and maps after a grace period.
+    until("programs, maps and links to be freed", || {
+        left(&ids) == Ids::default()
+    });
+}
