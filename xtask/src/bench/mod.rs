@@ -18,6 +18,7 @@ mod pins;
 mod profile;
 mod sample;
 mod statistics;
+mod watch;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -44,6 +45,8 @@ enum What {
     Sample(sample::Args),
     /// Throughput that a busy Redis and a busy nginx lose while the agent monitors them
     Overhead(overhead::Args),
+    /// Throughput that services lose while hooks measure their waits (`--tier watch`), or those of another process
+    Watch(watch::Args),
     /// Memory and CPU use of the agent with many sockets
     Footprint(footprint::Args),
     /// Throughput that a busy service of 64 threads loses while it is focused, and the sampling rate
@@ -62,6 +65,8 @@ enum What {
     Pod(node::Pod),
     #[command(hide = true)]
     LoadMemcached(profile::Load),
+    #[command(hide = true)]
+    PingPong(watch::PingPong),
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
@@ -71,6 +76,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Hold(hold) => hold.forever()?,
         What::Pod(pod) => pod.serve()?,
         What::LoadMemcached(load) => match load.forever()? {},
+        What::PingPong(game) => game.forever()?,
+        What::Watch(args) => watch::measure(args, &mut report)?,
         What::Sample(args) => sample::measure(args, &mut report)?,
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,

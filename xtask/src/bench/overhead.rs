@@ -14,7 +14,7 @@ use tailback_tests::{
 
 use super::{
     figure::{Goal, Report},
-    pairs::{self, Figures, Pair, Windows},
+    pairs::{self, Count, Figures, Pair, Windows},
     pins::Pins,
 };
 
@@ -47,6 +47,23 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         Ok(agent)
     };
 
+    with_redis(&pins, |service, what, count| {
+        let start = || start(service);
+        let pairs = pairs::measure(&args.windows, args.pairs, service, count, start, report)?;
+        add(report, args, what, "redis", &pairs)
+    })?;
+    with_nginx(&pins, |service, what, count| {
+        let start = || start(service);
+        let pairs = pairs::measure(&args.windows, args.pairs, service, count, start, report)?;
+        add(report, args, what, "nginx", &pairs)
+    })
+}
+
+/// Runs `work` while a Redis is busy, with its process, a description, and its count of requests.
+pub fn with_redis(
+    pins: &Pins,
+    mut work: impl FnMut(&Process, &str, &mut Count<'_>) -> Result<()>,
+) -> Result<()> {
     let redis = Redis::start_with(|words| pins.pin(words, Pins::SERVER))?;
     let benchmark = program::need(&["redis-benchmark"])?.display().to_string();
     let _load = pins.start_load(&[
@@ -63,18 +80,15 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         "2000000000",
     ])?;
     let mut client = redis.client()?;
-    let pairs = pairs::measure(
-        &args.windows,
-        args.pairs,
-        redis.process(),
-        || redis_commands(&mut client),
-        || start(redis.process()),
-        report,
-    )?;
     let what = format!("Redis GET, {REDIS_CLIENTS} clients, {REDIS_PIPELINE} requests at once");
-    add(report, args, &what, "redis", &pairs)?;
-    drop((_load, redis));
+    work(redis.process(), &what, &mut || redis_commands(&mut client))
+}
 
+/// Runs `work` while an nginx is busy.
+pub fn with_nginx(
+    pins: &Pins,
+    mut work: impl FnMut(&Process, &str, &mut Count<'_>) -> Result<()>,
+) -> Result<()> {
     let nginx = Nginx::start_with(1, |words| pins.pin(words, Pins::SERVER))?;
     let wrk = program::need(&["wrk"])?.display().to_string();
     let _load = pins.start_load(&[
@@ -84,16 +98,8 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         "-d86400s",
         &format!("http://{}/", nginx.address()),
     ])?;
-    let pairs = pairs::measure(
-        &args.windows,
-        args.pairs,
-        nginx.process(),
-        || nginx.requests(),
-        || start(nginx.process()),
-        report,
-    )?;
     let what = format!("nginx, {NGINX_CONNECTIONS} connections");
-    add(report, args, &what, "nginx", &pairs)
+    work(nginx.process(), &what, &mut || nginx.requests())
 }
 
 fn add(report: &mut Report, args: &Args, what: &str, service: &str, pairs: &[Pair]) -> Result<()> {

@@ -89,18 +89,61 @@ impl Pair {
     }
 }
 
-/// Measures pairs of windows over a service under load. `count` returns its requests served so far. `start` starts the agent and
-/// waits until the window may begin.
-pub fn measure(
+/// What runs beside the service in one window of each pair.
+pub trait Companion {
+    fn process(&self) -> &Process;
+
+    /// See [`Agent::mark`].
+    fn mark(&self) -> usize {
+        0
+    }
+
+    /// See [`Agent::events_since`].
+    fn events_since(&self, _mark: usize) -> Result<Vec<Event>> {
+        Ok(Vec::new())
+    }
+
+    fn stop(self) -> Result<()>;
+}
+
+impl Companion for Agent {
+    fn process(&self) -> &Process {
+        Self::process(self)
+    }
+
+    fn mark(&self) -> usize {
+        Self::mark(self)
+    }
+
+    fn events_since(&self, mark: usize) -> Result<Vec<Event>> {
+        Self::events_since(self, mark)
+    }
+
+    fn stop(self) -> Result<()> {
+        let process = self.into_process();
+        process.signal(Signal::INT)?;
+        match process.wait_end(Duration::from_secs(10))? {
+            End::Code(0) => Ok(()),
+            end => bail!("tailback ended with {end:?}"),
+        }
+    }
+}
+
+/// Returns the requests that a service has served so far.
+pub type Count<'a> = dyn FnMut() -> Result<u64> + 'a;
+
+/// Measures pairs of windows over a service under load. `start` starts what it is compared with, and waits until the window may
+/// begin.
+pub fn measure<C: Companion>(
     windows: &Windows,
     wanted: u32,
     service: &Process,
-    mut count: impl FnMut() -> Result<u64>,
-    start: impl Fn() -> Result<Agent>,
+    count: &mut Count<'_>,
+    start: impl Fn() -> Result<C>,
     report: &Report,
 ) -> Result<Vec<Pair>> {
     let length = Duration::try_from_secs_f64(windows.window).context("the length of the window")?;
-    let mut measure_window = |agent: Option<&Agent>| window(length, service, &mut count, agent);
+    let mut measure_window = |beside: Option<&C>| window(length, service, count, beside);
     // Warm-up, not counted: first connections and page faults.
     measure_window(None)?;
     let mut pairs: Vec<Pair> = Vec::new();
@@ -109,26 +152,26 @@ pub fn measure(
         if good >= wanted as usize {
             break;
         }
-        let with_agent = |measure: &mut dyn FnMut(Option<&Agent>) -> Result<Window>| {
+        let with_it = |measure: &mut dyn FnMut(Option<&C>) -> Result<Window>| {
             if windows.control {
                 return measure(None);
             }
-            let agent = start()?;
-            let on = measure(Some(&agent))?;
-            stop(agent)?;
+            let beside = start()?;
+            let on = measure(Some(&beside))?;
+            beside.stop()?;
             Ok(on)
         };
         let pair = if number % 2 == 0 {
             let off = measure_window(None)?;
-            let on = with_agent(&mut measure_window)?;
+            let on = with_it(&mut measure_window)?;
             Pair { off, on }
         } else {
-            let on = with_agent(&mut measure_window)?;
+            let on = with_it(&mut measure_window)?;
             let off = measure_window(None)?;
             Pair { off, on }
         };
         report.progress(&format!(
-            "{} {}: {:.0}/s without the agent, {:.0}/s with it{}",
+            "{} {}: {:.0}/s without, {:.0}/s with it{}",
             service.name(),
             number + 1,
             pair.off.requests_per_s,
@@ -151,14 +194,14 @@ fn least_disturbed(mut pairs: Vec<Pair>, wanted: usize) -> Vec<Pair> {
     pairs
 }
 
-fn window(
+fn window<C: Companion>(
     length: Duration,
     service: &Process,
-    count: &mut impl FnMut() -> Result<u64>,
-    agent: Option<&Agent>,
+    count: &mut Count<'_>,
+    agent: Option<&C>,
 ) -> Result<Window> {
     thread::sleep(SETTLE);
-    let mark = agent.map_or(0, Agent::mark);
+    let mark = agent.map_or(0, C::mark);
     let cpu_times = || -> Result<[Duration; 4]> {
         let agent = agent.map(|agent| cpu::of_family(agent.process().pid()));
         Ok([
@@ -182,7 +225,7 @@ fn window(
         );
     }
     let took_s = (end - start).as_secs_f64();
-    let agent_use = |agent: &Agent| -> Result<AgentUse> {
+    let agent_use = |agent: &C| -> Result<AgentUse> {
         Ok(AgentUse {
             share: agent_cpu.as_secs_f64() / took_s,
             events: agent.events_since(mark)?,
@@ -201,15 +244,6 @@ pub fn wait_for_first_line(agent: &Agent) -> Result<()> {
     let start = Duration::from_secs(30);
     agent.wait_for("its first line", start, |_| true)?;
     Ok(())
-}
-
-pub fn stop(agent: Agent) -> Result<()> {
-    let process = agent.into_process();
-    process.signal(Signal::INT)?;
-    match process.wait_end(Duration::from_secs(10))? {
-        End::Code(0) => Ok(()),
-        end => bail!("tailback ended with {end:?}"),
-    }
 }
 
 /// Adds the figures of pairs to the report.

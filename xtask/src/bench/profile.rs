@@ -20,7 +20,7 @@ use tailback_tests::{
 use super::{
     figure::{Figure, Goal, Report},
     footprint, hold,
-    pairs::{self, Figures, Pair, Windows},
+    pairs::{self, Companion as _, Figures, Pair, Windows},
     pins::Pins,
     statistics::{Spread, bootstrap, quartiles},
 };
@@ -92,7 +92,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             &args.windows,
             args.pairs,
             memcached.process(),
-            || client.gets(),
+            &mut || client.gets(),
             || agents.start(budget, &targets),
             report,
         )?;
@@ -170,7 +170,7 @@ fn many_threads(
     let mark = agent.mark();
     let share = footprint::cpu_share(&agent, Duration::from_secs(u64::from(args.seconds)))?;
     let samples = samples(&agent.events_since(mark)?)?;
-    pairs::stop(agent)?;
+    agent.stop()?;
     if let Some(line) = samples
         .iter()
         .find(|line| line.threads < MANY_THREADS as f64)
