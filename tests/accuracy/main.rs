@@ -11,6 +11,7 @@ mod disk;
 mod eventloop;
 mod fd;
 mod holder;
+mod hooks;
 mod ktls;
 mod link;
 mod lock;
@@ -74,6 +75,7 @@ fn measure_of(kind: &str) -> Option<Measure> {
         "workers" => workers::measure,
         "eventloop" => eventloop::measure,
         "runqueue" => runqueue::measure,
+        "hooks" => hooks::measure,
         "lock" => lock::measure,
         "disk" => disk::measure,
         "memory" => memory::measure,
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["--list"] => list(),
         [holder::FLAG] => holder::hold(),
+        [hooks::FLAG] => hooks::sleep(),
         ["--measure", kind] => measure(kind),
         _ => match Args::parse(&words) {
             Ok(args) => compare(&args),

@@ -300,6 +300,14 @@ pub const ROWS: &[Row] = {
             "schedstat of the threads",
         ),
         row("runqueue", "wait", Nanoseconds, "schedstat of the threads"),
+        row("hooks", "run queue waits", Count, "dispatches in schedstat"),
+        row("hooks", "run queue wait", Nanoseconds, "schedstat"),
+        row(
+            "hooks",
+            "blocked time",
+            Nanoseconds,
+            "the requested time of most sleeps",
+        ),
         row("lock", "depth", Count, "threads started that wait for it"),
         row(
             "lock",

@@ -33,6 +33,7 @@ const LOCAL_KINDS: &[&str] = &[
     "workers",
     "eventloop",
     "runqueue",
+    "hooks",
     "lock",
     "disk",
     "memory",
