@@ -7,10 +7,7 @@ pub const MAX_HOOK_TARGETS: u32 = 4096;
 pub const MAX_HOOK_THREADS: u32 = 16_384;
 /// Histograms at most, on machines with few CPUs; the agent lowers the number where there are many.
 pub const MAX_WAIT_KEYS: u32 = 1024;
-/// Histograms of one process, so that a process cannot use up those of the others: beyond the first number, its waits are
-/// no longer distinguished by object, and beyond the second they are counted in [`HookStats::lost_waits`].
-pub const MAX_OBJECTS_OF_PROCESS: u32 = 64;
-/// See [`MAX_OBJECTS_OF_PROCESS`].
+/// Histograms of one process at most; [`HookSettings::max_keys`] has the present bound.
 pub const MAX_KEYS_OF_PROCESS: u32 = 128;
 
 /// From a wake-up until the thread runs.
@@ -42,7 +39,7 @@ pub const THREAD_BLOCKED: u32 = 3;
 pub const HOOK_SWITCH: usize = 0;
 /// See [`HOOK_SWITCH`]. Both wake-up hooks.
 pub const HOOK_WAKEUP: usize = 1;
-/// Every so many runs, a hook measures its own time. A power of two.
+/// A hook times one of this many runs. A power of two.
 pub const TIMED_EVERY: u64 = 64;
 
 /// Waits below this many ns fall into buckets of equal width.
@@ -63,7 +60,9 @@ pub const WAIT_BUCKETS: usize = ((MAX_BITS - UNIT_BITS - SUB_BITS + 1) << SUB_BI
 pub struct HookTarget {
     /// CLOCK_BOOTTIME at its start, ns: another process with the same tgid is not measured.
     pub start_ns: u64,
-    /// Histograms that it has.
+    /// CLOCK_MONOTONIC at which its measurement began, ns. What is known of a thread from before is obsolete.
+    pub since_ns: u64,
+    /// Histograms that it has; `u32::MAX` once there was no room for another one.
     pub keys: u32,
     pub reserved: u32,
 }
@@ -75,6 +74,10 @@ pub struct HookTarget {
 pub struct HookSettings {
     /// The report interval. The agent increments it, and the worst wait begins anew.
     pub interval: u64,
+    /// Histograms of one process, so that it cannot use up those of the others: beyond half of them its waits are no longer
+    /// distinguished by object, and beyond all of them they are counted in [`HookStats::lost_waits`].
+    pub max_keys: u32,
+    pub reserved: u32,
 }
 
 /// What a thread of a measured process does.

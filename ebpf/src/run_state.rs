@@ -14,14 +14,18 @@ use aya_ebpf::{
 };
 use tailback_ebpf::{
     ANY_OBJECT, HookSettings, HookStats, HookTarget, MAX_CALLS, MAX_HOOK_TARGETS, MAX_HOOK_THREADS,
-    MAX_KEYS_OF_PROCESS, MAX_OBJECTS_OF_PROCESS, MAX_WAIT_KEYS, TIMED_EVERY, ThreadWait,
-    WAIT_BUCKETS, WaitKey, Waits, WorstWait, bucket_of,
+    MAX_WAIT_KEYS, TIMED_EVERY, ThreadWait, WAIT_BUCKETS, WaitKey, Waits, WorstWait, bucket_of,
 };
 
 use crate::kernel::load;
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h
 const BPF_NOEXIST: u64 = 1;
+/// `E2BIG`, include/uapi/asm-generic/errno-base.h: what the kernel returns if a map is full.
+const E2BIG: i32 = 7;
+/// [`HookTarget::keys`] of a process for which there was no room: trying again at each wait would search the free lists of all CPUs,
+/// under the lock of a run queue.
+const NO_ROOM: u32 = u32::MAX;
 
 /// System calls whose first argument is a descriptor or an address that identifies what they wait for: a bit per number.
 /// Overridden and frozen like `LAYOUT`.
@@ -64,7 +68,7 @@ pub fn set_thread(run: Run, tid: u32, known: Option<*mut ThreadWait>, thread: Th
     // SAFETY: written just now.
     let fresh = unsafe { fresh.assume_init_ref() };
     if HOOK_THREADS.insert(tid, fresh, 0).is_err() {
-        // SAFETY: the entry of this CPU, which only this hook uses.
+        // SAFETY: as in `Run::end`.
         unsafe { (*run.stats).lost_threads += 1 };
     }
 }
@@ -119,13 +123,15 @@ impl Run {
     /// Counts the run, and measures the time of some.
     #[inline(always)]
     pub fn end(self, hook: usize) {
-        // SAFETY: the entry of this CPU, which only this hook uses: hooks run with interrupts off.
+        // SAFETY: the entry of this CPU. A thread that wakes itself does so with interrupts on: an interrupt may then run this hook
+        // as well, where the kernel does not skip the nested run, and a count may be lost.
         unsafe {
             let runs = (*self.stats).runs[hook] + 1;
             (*self.stats).runs[hook] = runs;
             if runs.is_multiple_of(TIMED_EVERY) {
                 (*self.stats).timed_runs[hook] += 1;
-                (*self.stats).timed_ns[hook] += bpf_ktime_get_ns() - self.now_ns;
+                // CLOCK_MONOTONIC as eBPF reads it may step back by some ns (kernel/time/timekeeping.c).
+                (*self.stats).timed_ns[hook] += bpf_ktime_get_ns().saturating_sub(self.now_ns);
             }
         }
     }
@@ -139,14 +145,12 @@ impl Run {
         tid: u32,
         wait_ns: u64,
     ) -> Option<*mut WorstWait> {
-        let Some(waits) = histogram(target, key) else {
+        let settings = HOOK_SETTINGS.get(0)?;
+        let interval = settings.interval;
+        let Some(waits) = histogram(target, key, settings.max_keys) else {
             // SAFETY: as in `end`.
             unsafe { (*self.stats).lost_waits += 1 };
             return None;
-        };
-        let interval = match HOOK_SETTINGS.get(0) {
-            Some(settings) => settings.interval,
-            None => 0,
         };
         let bucket = bucket_of(wait_ns);
         // SAFETY: a live value; the volatile read hides its range from the compiler, which would otherwise remove the check
@@ -185,6 +189,17 @@ pub fn target_of(task: *const u8, tgid: u32) -> Option<*mut HookTarget> {
     (unsafe { (*target).start_ns } == start_ns).then_some(target)
 }
 
+/// What is known of a thread of a measured process. An entry of an earlier process with this tid, or from before the measurement began,
+/// is obsolete: the thread may have run since then without the hooks seeing it.
+#[inline(always)]
+pub fn known_thread(target: *const HookTarget, tid: u32, tgid: u32) -> Option<*mut ThreadWait> {
+    let thread = HOOK_THREADS.get_ptr_mut(tid)?;
+    // SAFETY: entries of preallocated maps; at worst they are reused.
+    let is_obsolete =
+        unsafe { (*thread).tgid != tgid || (*thread).since_ns < (*target).since_ns };
+    (!is_obsolete).then_some(thread)
+}
+
 /// Whether the first argument of a system call identifies what it waits for.
 #[inline(always)]
 pub fn has_object(call: u32) -> bool {
@@ -210,27 +225,50 @@ pub fn current_comm(comm: *mut [u8; 16]) {
     unsafe { bpf_get_current_comm(comm.cast(), 16) };
 }
 
-/// The histogram of a key on this CPU. If there are too many, that of the same call without its object.
+/// The histogram of a key on this CPU. If the process has too many, that of the same call without its object.
 #[inline(always)]
-fn histogram(target: *mut HookTarget, mut key: WaitKey) -> Option<*mut Waits> {
+fn histogram(target: *mut HookTarget, mut key: WaitKey, max_keys: u32) -> Option<*mut Waits> {
     if let Some(found) = HOOK_WAITS.get_ptr_mut(key) {
         return Some(found);
     }
     // SAFETY: as in `target_of`.
     let keys = unsafe { (*target).keys };
-    if keys >= MAX_OBJECTS_OF_PROCESS {
-        key.object = ANY_OBJECT;
-        if let Some(found) = HOOK_WAITS.get_ptr_mut(key) {
-            return Some(found);
+    if keys < max_keys / 2 && add(target, key) {
+        return HOOK_WAITS.get_ptr_mut(key);
+    }
+    key.object = ANY_OBJECT;
+    if let Some(found) = HOOK_WAITS.get_ptr_mut(key) {
+        return Some(found);
+    }
+    // SAFETY: as in `target_of`. Read again: there may be no room.
+    let keys = unsafe { core::ptr::read_volatile(&raw const (*target).keys) };
+    if keys < max_keys && add(target, key) {
+        return HOOK_WAITS.get_ptr_mut(key);
+    }
+    None
+}
+
+/// Adds an empty histogram. Returns whether there is one for the key now.
+#[inline(always)]
+fn add(target: *mut HookTarget, key: WaitKey) -> bool {
+    let Some(empty) = NO_WAITS.get(0) else {
+        return false;
+    };
+    // SAFETY: as in `target_of`. Not atomic: the bound may be exceeded by a few.
+    let keys = unsafe { &raw mut (*target).keys };
+    match HOOK_WAITS.insert(key, empty, BPF_NOEXIST) {
+        Ok(()) => {
+            // SAFETY: as above.
+            unsafe { *keys = (*keys).saturating_add(1) };
+            true
+        }
+        Err(error) => {
+            if error == -E2BIG {
+                // SAFETY: as above.
+                unsafe { *keys = NO_ROOM };
+            }
+            // Another CPU may have added it meanwhile.
+            HOOK_WAITS.get_ptr_mut(key).is_some()
         }
     }
-    if keys >= MAX_KEYS_OF_PROCESS {
-        return None;
-    }
-    let empty = NO_WAITS.get(0)?;
-    if HOOK_WAITS.insert(key, empty, BPF_NOEXIST).is_ok() {
-        // SAFETY: as in `target_of`. Not atomic: the bound may be exceeded by a few.
-        unsafe { (*target).keys = keys + 1 };
-    }
-    HOOK_WAITS.get_ptr_mut(key)
 }

@@ -12,7 +12,7 @@ use tailback_ebpf::{
 
 use crate::{
     kernel::{has_helper, load, offset, probe},
-    run_state::{HOOK_THREADS, Run, has_object, set_thread, target_of},
+    run_state::{HOOK_THREADS, Run, has_object, known_thread, set_thread, target_of},
     waits::{is_in_iowait, registers},
 };
 
@@ -105,8 +105,8 @@ fn arrive(run: Run, next: *const u8, prev: *const u8) {
     let Some(target) = target_of(next, tgid) else {
         return;
     };
-    let Some(thread) = HOOK_THREADS.get_ptr_mut(tid) else {
-        // It was preempted before the hooks were attached, or its entry was evicted.
+    let Some(thread) = known_thread(target, tid, tgid) else {
+        // It was preempted before the measurement began, or its entry was evicted.
         run.count_unmatched();
         return;
     };

@@ -8,7 +8,7 @@ use tailback_ebpf::{HOOK_WAKEUP, NOT_IN_CALL, THREAD_BLOCKED, THREAD_WOKEN, Thre
 
 use crate::{
     kernel::load,
-    run_state::{HOOK_THREADS, Run, current, current_comm, set_thread, target_of},
+    run_state::{Run, current, current_comm, known_thread, set_thread, target_of},
     task::on_cpu,
 };
 
@@ -43,7 +43,10 @@ fn woken(task: *const u8, is_new: bool) {
     if let Some(target) = target_of(task, tgid) {
         let tid = load!(task, task_pid, u32);
         let (waker_tgid, waker_tid) = current();
-        if let Some(thread) = HOOK_THREADS.get_ptr_mut(tid) {
+        let known = known_thread(target, tid, tgid);
+        if let Some(thread) = known
+            && !is_new
+        {
             // SAFETY: an entry of a preallocated map; only the CPU that runs or wakes the thread writes to it.
             let was = unsafe { *thread };
             // A thread that has not slept yet is woken as well: it goes on running.
@@ -75,9 +78,9 @@ fn woken(task: *const u8, is_new: bool) {
                     (*thread).waker_tid = waker_tid;
                 }
             }
-        } else if on_cpu(task) == 0 {
+        } else if is_new || on_cpu(task) == 0 {
             if !is_new {
-                // It went to sleep before the hooks were attached, or its entry was evicted.
+                // It went to sleep before the measurement began, or its entry was evicted.
                 run.count_unmatched();
             }
             let thread = ThreadWait {
@@ -90,7 +93,7 @@ fn woken(task: *const u8, is_new: bool) {
                 waker_tgid,
                 waker_tid,
             };
-            set_thread(run, tid, None, thread);
+            set_thread(run, tid, known, thread);
         }
     }
     run.end(HOOK_WAKEUP);
