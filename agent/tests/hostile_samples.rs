@@ -30,7 +30,7 @@ use tailback::{
     pipeline::Pipeline,
     queue::{Criterion, Kind},
     sample::{
-        Sample,
+        HookReport, Sample,
         anonymize::Anonymizer,
         file::{Reader, Writer},
     },
@@ -224,6 +224,8 @@ impl<'de> VariantAccess<'de> for Anything<'_> {
 /// would have a history.
 fn stream(seed: u64, len: usize) -> Vec<Sample> {
     let mut numbers = Numbers(seed);
+    // A sample does not serialize what hooks measured. Random numbers of its own, so that the rest stays the same.
+    let mut of_hooks = Numbers(!seed);
     let (mut mono_ns, mut unix_ns) = (1_000_000_000, 1_700_000_000_000_000_000);
     let mut samples: Vec<Sample> = Vec::with_capacity(len);
     for _ in 0..len {
@@ -257,6 +259,8 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             23 => sample.scans.files = true,
             _ => (sample.agent, sample.notices) = (fresh.agent, fresh.notices),
         }
+        sample.hooks = (of_hooks.below(4) == 0)
+            .then(|| HookReport::deserialize(Anything(&mut of_hooks)).unwrap());
         // The reader rejects later times.
         sample.mono_ns >>= 1;
         sample.unix_ns >>= 1;
@@ -294,7 +298,7 @@ fn outputs(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
         let mut terminal_sink = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);
         let mut json_sink = Json::new(&mut json);
         let mut findings = Findings::default();
-        let mut emit = |events: &[Event]| {
+        let mut emit = |findings: &mut Findings, events: &[Event]| {
             for event in events {
                 terminal_sink.emit(event).unwrap();
                 json_sink.emit(event).unwrap();
@@ -306,7 +310,8 @@ fn outputs(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
         let mut states: Vec<QueueState> = Vec::new();
         for sample in samples {
             let events = pipeline.step(&sample).events;
-            emit(&events);
+            emit(&mut findings, &events);
+            findings.observed(&sample, events.len());
             states = events
                 .into_iter()
                 .filter_map(|event| match event {
@@ -315,7 +320,7 @@ fn outputs(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
                 })
                 .collect();
         }
-        emit(&pipeline.finish());
+        emit(&mut findings, &pipeline.finish());
         let mut report = Vec::new();
         report::write(&mut report, &findings, Colour::Never, Verbosity::Verbose).unwrap();
         let report = String::from_utf8(report).unwrap();
@@ -377,7 +382,8 @@ fn samples_with_arbitrary_values_can_be_anonymized() {
         anonymizer.learn(sample);
     }
     for sample in &samples {
-        let json = serde_json::to_string(&anonymizer.anonymize(sample)).unwrap();
+        let anonymous = anonymizer.anonymize(sample);
+        let json = serde_json::to_string(&(&anonymous, &anonymous.hooks)).unwrap();
         assert!(!json.contains("longlong") && !json.contains("bob"));
         assert!(!json.contains("u001b") && !json.contains("\u{202e}"));
     }

@@ -303,10 +303,12 @@ impl SamplingClock {
     /// Gives up, for good, what the next samples do not need.
     fn drop_privileges(&mut self) -> anyhow::Result<()> {
         let collector = &mut self.collector;
+        // Hooks are optional: they must not be the reason that privileges are kept.
+        let attaches_hooks = self.has_hooks && collector.check_hooks();
         let dropped = drop_capabilities(|| collector.check_access().is_ok());
         debug!(?dropped, "capabilities");
         // Whatever became of the capabilities: the filter forbids what they are for.
-        filter_system_calls(self.has_hooks)?;
+        filter_system_calls(attaches_hooks)?;
         match dropped?.pending {
             0 => Ok(()),
             pending => bail!(

@@ -1,6 +1,6 @@
 //! Attaches and detaches the hooks of the watch tier, and reads what they have measured.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tailback_ebpf::{
     ANY_OBJECT, HOOK_SWITCH, HOOK_WAKEUP, HookStats, NOT_IN_CALL, WAIT_BLOCKED_IO, WAIT_PREEMPTED,
@@ -52,7 +52,9 @@ pub(super) struct ExactWaits {
     measured: Vec<Watched>,
     /// The targets of the measured processes, also of those that have exited since the last reading.
     owners: HashMap<u32, TargetId>,
+    /// Processes that are not measured because there are too many: now, and in all.
     left_out: usize,
+    all_left_out: u64,
     lost: [u64; 3],
     read_ns: u64,
 }
@@ -73,6 +75,7 @@ impl ExactWaits {
             measured: Vec::new(),
             owners: HashMap::new(),
             left_out: 0,
+            all_left_out: 0,
             lost: [0; 3],
             read_ns: 0,
         }
@@ -87,25 +90,34 @@ impl ExactWaits {
     pub(super) fn poll(
         &mut self,
         now_ns: u64,
-        mut hooks: Option<&mut Hooks>,
+        hooks: Result<&mut Hooks, &str>,
         processes: &Processes,
         is_suspicious: bool,
         scope: impl Fn(u32) -> bool,
     ) -> HookReport {
-        let attached = hooks.as_deref_mut();
-        match self.try_poll(now_ns, attached, processes, is_suspicious, scope) {
+        self.count_switches(now_ns);
+        self.due_ns = now_ns
+            + match self.switches_per_s {
+                Some(_) => INTERVAL_NS,
+                None => FIRST_INTERVAL_NS,
+            };
+        let hooks = match hooks {
+            Ok(hooks) => hooks,
+            Err(reason) => {
+                return HookReport {
+                    reason: format!("they are not available: {reason}"),
+                    ..self.empty_report()
+                };
+            }
+        };
+        match self.try_poll(now_ns, hooks, processes, is_suspicious, scope) {
             Ok(report) => report,
             Err(error) => {
-                if let Some(hooks) = hooks {
-                    // The links are gone in any case; the maps are what failed.
-                    let _ = hooks.detach();
-                }
-                self.measured.clear();
+                // The links are gone in any case; the maps are what failed.
+                let _ = hooks.detach();
+                self.forget_measured();
                 self.control.failed(now_ns, format!("{error:#}"));
-                self.reported(HookReport {
-                    budget: self.control.budget(),
-                    ..HookReport::default()
-                })
+                self.reported(self.empty_report())
             }
         }
     }
@@ -113,32 +125,17 @@ impl ExactWaits {
     fn try_poll(
         &mut self,
         now_ns: u64,
-        hooks: Option<&mut Hooks>,
+        hooks: &mut Hooks,
         processes: &Processes,
         is_suspicious: bool,
         scope: impl Fn(u32) -> bool,
     ) -> anyhow::Result<HookReport> {
-        self.count_switches(now_ns);
-        self.due_ns = now_ns
-            + match self.switches_per_s {
-                Some(_) => INTERVAL_NS,
-                None => FIRST_INTERVAL_NS,
-            };
-        let mut report = HookReport {
-            budget: self.control.budget(),
-            ..HookReport::default()
-        };
-        let Some(hooks) = hooks else {
-            report.reason =
-                "they are not available on this kernel (`tailback doctor` gives the reason)"
-                    .to_owned();
-            return Ok(report);
-        };
+        let mut report = self.empty_report();
         if hooks.is_attached() {
             self.account(hooks.stats()?, now_ns);
             report.interval_ns = now_ns.saturating_sub(self.read_ns);
             self.read_ns = now_ns;
-            report.waits = waits(hooks.read(now_ns)?, processes, &self.owners);
+            report.waits = waits(hooks.read()?, processes, &self.owners);
         }
         let action = self.control.decide(Situation {
             now_ns,
@@ -147,44 +144,67 @@ impl ExactWaits {
             share: hooks.is_attached().then_some(self.share),
             cpus: self.cpus,
         });
+        let tier = self.tier;
+        let select = |measured: &[Watched]| {
+            let bindings = processes.bindings();
+            wanted(tier, is_suspicious, measured, bindings, scope)
+        };
         match action {
             Some(Action::Attach) => {
                 self.read_ns = now_ns;
                 self.before = hooks.stats()?;
+                // First: as soon as they are attached, they measure.
+                let wanted = select(&self.measured);
+                self.measure(hooks, processes, wanted, now_ns)?;
                 if let Err(error) = hooks.attach() {
+                    hooks.detach()?;
+                    self.forget_measured();
                     let reason = format!("the kernel refused to attach them: {error}");
                     self.control.failed(now_ns, reason);
                 }
             }
             Some(Action::Detach) => {
                 hooks.detach()?;
-                self.measured.clear();
+                self.forget_measured();
+            }
+            None if hooks.is_attached() => {
+                let wanted = select(&self.measured);
+                self.measure(hooks, processes, wanted, now_ns)?;
             }
             None => {}
-        }
-        if hooks.is_attached() {
-            self.measure(hooks, processes, scope)?;
         }
         report.is_attached = hooks.is_attached();
         Ok(self.reported(report))
     }
 
-    /// Measures the processes that are in scope now.
+    /// Measures exactly these processes.
     fn measure(
         &mut self,
         hooks: &mut Hooks,
         processes: &Processes,
-        scope: impl Fn(u32) -> bool,
+        wanted: Vec<Watched>,
+        now_ns: u64,
     ) -> anyhow::Result<()> {
-        let is_measured = |process: &Watched| self.tier == Tier::Watch || scope(process.tgid);
-        let mut wanted = processes.bindings();
-        wanted.retain(is_measured);
         if wanted != self.measured {
-            self.left_out = hooks.measure(&wanted)?;
+            let left_out = hooks.measure(&wanted, now_ns)?;
+            self.all_left_out += left_out.saturating_sub(self.left_out) as u64;
+            self.left_out = left_out;
             self.owners = owners(processes, &wanted);
             self.measured = wanted;
         }
         Ok(())
+    }
+
+    fn forget_measured(&mut self) {
+        self.measured.clear();
+        self.left_out = 0;
+    }
+
+    fn empty_report(&self) -> HookReport {
+        HookReport {
+            budget: self.control.budget(),
+            ..HookReport::default()
+        }
     }
 
     /// Adds up what the hooks cost since the last call.
@@ -203,12 +223,11 @@ impl ExactWaits {
 
     fn reported(&self, mut report: HookReport) -> HookReport {
         report.reason = self.control.reason().to_owned();
-        report.share = if report.is_attached && report.interval_ns > 0 {
-            self.share
-        } else {
-            let switches_per_s = self.switches_per_s.unwrap_or(0.0);
-            TierControl::expected_share(switches_per_s, self.cpus)
-        };
+        if report.is_attached && report.interval_ns > 0 {
+            report.share = self.share;
+        }
+        let switches_per_s = self.switches_per_s.unwrap_or(0.0);
+        report.expected_share = TierControl::expected_share(switches_per_s, self.cpus);
         let names = ["sched_switch", "sched_wakeup"];
         report.hooks = [HOOK_SWITCH, HOOK_WAKEUP]
             .into_iter()
@@ -221,7 +240,7 @@ impl ExactWaits {
             .collect();
         let [threads, waits, unmatched] = self.lost;
         let reasons = [
-            ("too_many_processes", self.left_out as u64),
+            ("too_many_processes", self.all_left_out),
             ("too_many_threads", threads),
             ("too_many_objects", waits),
             ("begin_not_seen", unmatched),
@@ -247,6 +266,23 @@ impl ExactWaits {
         }
         self.switches = Some((now_ns, switches));
     }
+}
+
+/// The processes to measure: all, or in the tier `auto` those in scope. While no queue is suspicious, there is no scope, and the
+/// hooks are kept for a while: so are the processes that they measure.
+fn wanted(
+    tier: Tier,
+    is_suspicious: bool,
+    measured: &[Watched],
+    mut bindings: Vec<Watched>,
+    scope: impl Fn(u32) -> bool,
+) -> Vec<Watched> {
+    let measured: BTreeSet<&Watched> = measured.iter().collect();
+    bindings.retain(|process| {
+        let is_kept = !is_suspicious && measured.contains(process);
+        tier == Tier::Watch || is_kept || scope(process.tgid)
+    });
+    bindings
 }
 
 /// CPU time of a hook between two readings, ns: its runs at the mean time of those that were measured.
@@ -409,6 +445,33 @@ mod tests {
         let before = now;
         now.runs[HOOK_SWITCH] += 3;
         assert_eq!(cost_of(&before, &now, HOOK_SWITCH), 3 * (100 + DISPATCH_NS));
+    }
+
+    #[test]
+    fn measured_processes_stay_measured_while_the_hooks_are_held() {
+        let process = |tgid| Watched {
+            tgid,
+            pid: tgid,
+            start_ns: 1,
+        };
+        let all = [1, 2, 3].map(process);
+        let tgids = |tier, is_suspicious, measured: &[Watched], scope: &[u32]| {
+            let is_in_scope = |tgid| scope.contains(&tgid);
+            let wanted = wanted(tier, is_suspicious, measured, all.to_vec(), is_in_scope);
+            let tgids: Vec<u32> = wanted.iter().map(|process| process.tgid).collect();
+            tgids
+        };
+        assert_eq!(tgids(Tier::Watch, false, &[], &[]), [1, 2, 3]);
+        assert_eq!(tgids(Tier::Auto, true, &[], &[2]), [2]);
+        assert_eq!(tgids(Tier::Auto, false, &[process(2)], &[]), [2]);
+        // Another service is affected now.
+        assert_eq!(tgids(Tier::Auto, true, &[process(2)], &[3]), [3]);
+        // Another process has this tgid now.
+        let former = Watched {
+            start_ns: 0,
+            ..process(2)
+        };
+        assert!(tgids(Tier::Auto, false, &[former], &[]).is_empty());
     }
 
     #[test]

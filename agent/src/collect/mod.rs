@@ -290,6 +290,10 @@ impl Collector {
         if plan.base {
             self.scan_in_background(plan, &mut sample)?;
         }
+        // With every sample, as it keeps their budget.
+        if self.exact_waits.is_due(sample.mono_ns) {
+            self.poll_hooks(&mut sample);
+        }
         self.peers.report(&mut sample);
         self.processes.report(&mut sample);
         sample.notices = self.notices.take();
@@ -329,6 +333,12 @@ impl Collector {
         self.notices
             .report_stretched_scans(&self.schedule.stretchable_scans(), now_ns);
         Ok(())
+    }
+
+    /// Switches the hooks off if this process may not attach them. Returns whether it may.
+    pub fn check_hooks(&mut self) -> bool {
+        self.scanner.check_hooks();
+        self.scanner.hooks().is_ok()
     }
 
     /// Fails if this process has lost a privilege that samples need.
@@ -501,21 +511,23 @@ impl Collector {
             );
             self.costs.add_background(timer);
         }
-        if self.exact_waits.is_due(now_ns) {
-            let timer = CpuTimer::start();
-            let focus = &self.focus;
-            let report = self.exact_waits.poll(
-                now_ns,
-                self.scanner.hooks(),
-                &self.processes,
-                focus.has_targets(),
-                |tgid| focus.contains(tgid),
-            );
-            sample.hooks = Some(report);
-            self.costs.add_background(timer);
-        }
         self.holders.report(sample);
         Ok(())
+    }
+
+    /// Decides about the hooks, and reads what they have measured.
+    fn poll_hooks(&mut self, sample: &mut Sample) {
+        let timer = CpuTimer::start();
+        let focus = &self.focus;
+        let report = self.exact_waits.poll(
+            sample.mono_ns,
+            self.scanner.hooks(),
+            &self.processes,
+            focus.has_targets(),
+            |tgid| focus.contains(tgid),
+        );
+        sample.hooks = Some(report);
+        self.costs.add_background(timer);
     }
 
     /// Finds who holds the locks that threads in the focus scope wait for in this sample, if it has sampled any.

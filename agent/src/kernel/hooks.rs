@@ -5,17 +5,21 @@
 //! descriptors of this process, so nothing is left when it ends, however it ends.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap};
+use aya::{
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues},
+    util::nr_cpus,
+};
 use bytemuck::Zeroable as _;
 use tailback_ebpf::{
-    HookSettings, HookStats, HookTarget, MAX_CALLS, MAX_HOOK_TARGETS, MAX_HOOK_THREADS,
-    MAX_WAIT_KEYS, ThreadWait, WAIT_BUCKETS, WaitKey, Waits, WorstWait,
+    HookSettings, HookStats, HookTarget, MAX_CALLS, MAX_HOOK_TARGETS, MAX_KEYS_OF_PROCESS,
+    MAX_WAIT_KEYS, NOT_IN_CALL, WAIT_BUCKETS, WAIT_PREEMPTED, WAIT_WOKEN, WaitKey, Waits,
+    WorstWait,
 };
 
 use super::{iter::attach_tracepoint, scanner::Watched};
@@ -38,6 +42,19 @@ const MIN_WAIT_KEYS: u32 = 32;
 pub(super) fn wait_keys(cpus: usize) -> u32 {
     let fitting = MAX_HISTOGRAM_BYTES / (size_of::<Waits>() * cpus.max(1));
     (fitting as u32).clamp(MIN_WAIT_KEYS, MAX_WAIT_KEYS)
+}
+
+/// Kinds of waits for which each process has a histogram from the start, so that others cannot leave it without.
+const RUN_QUEUE_KINDS: [u16; 2] = [WAIT_WOKEN, WAIT_PREEMPTED];
+/// Histograms that a process may have in any case, if there is room: those, and one more for each kind of blocked time.
+const MIN_KEYS_OF_PROCESS: u32 = 4;
+/// `BPF_NOEXIST`, include/uapi/linux/bpf.h
+const BPF_NOEXIST: u64 = 1;
+
+/// Histograms that each process may have while this number of processes is measured.
+fn keys_of_each(wait_keys: u32, processes: usize) -> u32 {
+    let processes = u32::try_from(processes).unwrap_or(u32::MAX).max(1);
+    (wait_keys / processes).clamp(MIN_KEYS_OF_PROCESS, MAX_KEYS_OF_PROCESS)
 }
 
 /// Calls whose first argument is a descriptor, or the address of a futex.
@@ -99,7 +116,6 @@ macro_rules! pod {
 
 pod! {
     TargetPod(HookTarget);
-    ThreadPod(ThreadWait);
     KeyPod(WaitKey);
     WaitsPod(Waits);
     StatsPod(HookStats);
@@ -109,7 +125,6 @@ pod! {
 /// The maps of the hooks.
 pub(super) struct HookMaps {
     targets: HashMap<MapData, u32, TargetPod>,
-    threads: HashMap<MapData, u32, ThreadPod>,
     waits: PerCpuHashMap<MapData, KeyPod, WaitsPod>,
     stats: PerCpuArray<MapData, StatsPod>,
     settings: Array<MapData, SettingsPod>,
@@ -122,7 +137,6 @@ impl HookMaps {
     ) -> Result<Self> {
         Ok(Self {
             targets: map("HOOK_TARGETS")?.try_into()?,
-            threads: map("HOOK_THREADS")?.try_into()?,
             waits: map(WAITS_MAP)?.try_into()?,
             stats: map("HOOK_STATS")?.try_into()?,
             settings: map("HOOK_SETTINGS")?.try_into()?,
@@ -148,18 +162,29 @@ pub struct Hooks {
     links: Vec<OwnedFd>,
     programs: Vec<OwnedFd>,
     maps: HookMaps,
-    measured: BTreeMap<u32, u64>,
+    /// The measured processes, by tgid.
+    measured: BTreeMap<u32, Measured>,
+    /// Histograms in all, and at most of one process.
+    wait_keys: u32,
+    max_keys: u32,
     /// What the histograms held when they were last read.
     known: BTreeMap<WaitKey, Box<Known>>,
-    /// When they were last read, CLOCK_MONOTONIC, ns.
-    read_ns: u64,
     interval: u64,
+}
+
+/// See [`HookTarget`].
+#[derive(Clone, Copy)]
+struct Measured {
+    start_ns: u64,
+    since_ns: u64,
 }
 
 struct Known {
     count: u64,
     total_ns: u64,
     buckets: [u32; WAIT_BUCKETS],
+    /// When the longest wait ended that was last read, per CPU; CLOCK_MONOTONIC, ns.
+    worst_at_ns: Vec<u64>,
 }
 
 impl Hooks {
@@ -169,8 +194,9 @@ impl Hooks {
             programs,
             maps,
             measured: BTreeMap::new(),
+            wait_keys: wait_keys(nr_cpus().unwrap_or(1)),
+            max_keys: MAX_KEYS_OF_PROCESS,
             known: BTreeMap::new(),
-            read_ns: 0,
             interval: 0,
         }
     }
@@ -193,72 +219,109 @@ impl Hooks {
     /// Detaches all programs, and forgets what they measured.
     pub fn detach(&mut self) -> Result<()> {
         self.links.clear();
-        self.measure(&[]).map(drop)
+        self.measure(&[], 0).map(drop)
     }
 
-    /// Attaches the hooks for a moment if they are not attached. Fails if this process has lost a privilege that it needs.
-    pub(super) fn check_access(&mut self) -> Result<()> {
+    /// Attaches the hooks for a moment if they are not attached. Fails only if this process lacks a privilege for that.
+    pub(super) fn check_access(&mut self) -> io::Result<()> {
         if self.is_attached() {
             return Ok(());
         }
-        self.attach().context("cannot attach the hooks")?;
-        self.detach()
+        let attached = self.attach();
+        self.links.clear();
+        unless_permitted(attached)
     }
 
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
     }
 
-    /// Measures exactly these processes from now on. Returns how many did not fit.
-    pub fn measure(&mut self, processes: &[Watched]) -> Result<usize> {
+    /// Measures exactly these processes from now on (CLOCK_MONOTONIC). Returns how many did not fit.
+    pub fn measure(&mut self, processes: &[Watched], now_ns: u64) -> Result<usize> {
         let wanted: BTreeMap<u32, u64> = processes
             .iter()
             .take(MAX_HOOK_TARGETS as usize)
             .map(|process| (process.tgid, process.start_ns))
             .collect();
-        let is_gone = |(tgid, start_ns): &(&u32, &u64)| wanted.get(*tgid) != Some(*start_ns);
-        let gone = self.measured.iter().filter(is_gone);
-        let gone: BTreeSet<u32> = gone.map(|(tgid, _)| *tgid).collect();
-        for tgid in &gone {
-            // An error means that the entry is gone already.
-            let _ = self.maps.targets.remove(tgid);
-        }
-        self.forget(&gone)?;
-        for (tgid, start_ns) in &wanted {
-            if gone.contains(tgid) || !self.measured.contains_key(tgid) {
-                let target = HookTarget {
-                    start_ns: *start_ns,
-                    ..HookTarget::zeroed()
-                };
-                self.maps
-                    .targets
-                    .insert(*tgid, TargetPod(target), 0)
-                    .with_context(|| format!("cannot measure process {tgid}"))?;
+        let targets = &mut self.maps.targets;
+        self.measured.retain(|tgid, measured| {
+            let stays = wanted.get(tgid) == Some(&measured.start_ns);
+            if !stays {
+                // An error means that the entry is gone already.
+                let _ = targets.remove(tgid);
             }
+            stays
+        });
+        // First, so that none takes the room that is made.
+        self.max_keys = keys_of_each(self.wait_keys, wanted.len());
+        self.write_settings()?;
+        let keys = self.make_room()?;
+        for (tgid, start_ns) in &wanted {
+            let measured = match self.measured.get(tgid) {
+                Some(measured) => *measured,
+                None => {
+                    self.add_run_queue_waits(*tgid)?;
+                    Measured {
+                        start_ns: *start_ns,
+                        since_ns: now_ns,
+                    }
+                }
+            };
+            let target = HookTarget {
+                start_ns: measured.start_ns,
+                since_ns: measured.since_ns,
+                keys: keys
+                    .get(tgid)
+                    .copied()
+                    .unwrap_or(RUN_QUEUE_KINDS.len() as u32),
+                reserved: 0,
+            };
+            self.maps
+                .targets
+                .insert(*tgid, TargetPod(target), 0)
+                .with_context(|| format!("cannot measure process {tgid}"))?;
+            self.measured.insert(*tgid, measured);
         }
-        let left_out = processes.len() - wanted.len();
-        self.measured = wanted;
-        Ok(left_out)
+        Ok(processes.len() - wanted.len())
     }
 
-    /// Removes the threads and histograms of these processes.
-    fn forget(&mut self, tgids: &BTreeSet<u32>) -> Result<()> {
-        if tgids.is_empty() {
-            return Ok(());
+    /// Removes the histograms of processes that are not measured any more, and those of blocked time of processes that have more than
+    /// they may have now: these begin anew. Returns how many each measured process has left.
+    ///
+    /// What is known of threads stays: it is obsolete by its time (see `known_thread` of the programs).
+    fn make_room(&mut self) -> Result<BTreeMap<u32, u32>> {
+        let all = self.keys()?;
+        let mut before: BTreeMap<u32, u32> = BTreeMap::new();
+        for key in &all {
+            *before.entry(key.tgid).or_default() += 1;
         }
-        for key in self.keys()? {
-            if tgids.contains(&key.tgid) {
+        let mut left: BTreeMap<u32, u32> = BTreeMap::new();
+        for key in all {
+            let is_over = before.get(&key.tgid) > Some(&self.max_keys);
+            let is_measured = self.measured.contains_key(&key.tgid);
+            if is_measured && (!is_over || RUN_QUEUE_KINDS.contains(&key.kind)) {
+                *left.entry(key.tgid).or_default() += 1;
+            } else {
+                // An error means that it is gone already.
                 let _ = self.maps.waits.remove(&KeyPod(key));
                 self.known.remove(&key);
             }
         }
-        let of_them = |entry: &(u32, ThreadPod)| tgids.contains(&entry.1.0.tgid);
-        // The list may begin anew when an entry goes meanwhile.
-        let threads = self.maps.threads.iter().take(2 * MAX_HOOK_THREADS as usize);
-        let threads = threads.filter_map(Result::ok);
-        let threads: Vec<u32> = threads.filter(of_them).map(|(tid, _)| tid).collect();
-        for tid in threads {
-            let _ = self.maps.threads.remove(&tid);
+        Ok(left)
+    }
+
+    /// Adds the histograms that each process has. If there is no room, its waits are counted as lost.
+    fn add_run_queue_waits(&mut self, tgid: u32) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
+        for kind in RUN_QUEUE_KINDS {
+            let key = WaitKey {
+                object: 0,
+                tgid,
+                kind,
+                call: NOT_IN_CALL,
+            };
+            let empty = PerCpuValues::try_from(vec![WaitsPod(Waits::zeroed()); cpus])?;
+            let _ = self.maps.waits.insert(KeyPod(key), empty, BPF_NOEXIST);
         }
         Ok(())
     }
@@ -274,73 +337,56 @@ impl Hooks {
         let of_cpus = self.maps.stats.get(&0, 0);
         let of_cpus = of_cpus.context("cannot read the counters of the hooks")?;
         let mut all = HookStats::default();
+        let add = |sum: &mut u64, of_cpu: u64| *sum = sum.saturating_add(of_cpu);
         for StatsPod(of_cpu) in of_cpus.iter() {
             for hook in 0..all.runs.len() {
-                all.runs[hook] += of_cpu.runs[hook];
-                all.timed_runs[hook] += of_cpu.timed_runs[hook];
-                all.timed_ns[hook] += of_cpu.timed_ns[hook];
+                add(&mut all.runs[hook], of_cpu.runs[hook]);
+                add(&mut all.timed_runs[hook], of_cpu.timed_runs[hook]);
+                add(&mut all.timed_ns[hook], of_cpu.timed_ns[hook]);
             }
-            all.lost_threads += of_cpu.lost_threads;
-            all.lost_waits += of_cpu.lost_waits;
-            all.unmatched += of_cpu.unmatched;
+            add(&mut all.lost_threads, of_cpu.lost_threads);
+            add(&mut all.lost_waits, of_cpu.lost_waits);
+            add(&mut all.unmatched, of_cpu.unmatched);
         }
         Ok(all)
     }
 
-    /// The waits since the last call, and begins the next interval. `now_ns`: CLOCK_MONOTONIC.
-    pub fn read(&mut self, now_ns: u64) -> Result<Vec<NewWaits>> {
+    /// The waits since the last call, and begins the next interval.
+    pub fn read(&mut self) -> Result<Vec<NewWaits>> {
         let mut all = Vec::new();
         for key in self.keys()? {
             // A key that was removed meanwhile has nothing to report.
             if let Ok(of_cpus) = self.maps.waits.get(&KeyPod(key), 0) {
-                all.extend(self.new_waits(key, &of_cpus));
+                let known = self
+                    .known
+                    .entry(key)
+                    .or_insert_with(|| Box::new(Known::empty()));
+                all.extend(known.update(key, &of_cpus));
             }
         }
-        self.read_ns = now_ns;
         self.interval += 1;
+        self.write_settings()?;
+        Ok(all)
+    }
+
+    fn write_settings(&mut self) -> Result<()> {
         let settings = HookSettings {
             interval: self.interval,
+            max_keys: self.max_keys,
+            reserved: 0,
         };
         self.maps
             .settings
             .set(0, SettingsPod(settings), 0)
-            .context("cannot begin the next interval of the hooks")?;
-        Ok(all)
+            .context("cannot write the settings of the hooks")
     }
+}
 
-    /// What of these values is new.
-    fn new_waits(&mut self, key: WaitKey, of_cpus: &[WaitsPod]) -> Option<NewWaits> {
-        let mut now = Known::empty();
-        let mut worst: Option<WorstWait> = None;
-        for WaitsPod(of_cpu) in of_cpus {
-            now.count += of_cpu.count;
-            now.total_ns = now.total_ns.wrapping_add(of_cpu.total_ns);
-            for (sum, count) in now.buckets.iter_mut().zip(of_cpu.buckets) {
-                *sum = sum.wrapping_add(count);
-            }
-            // Not by its interval: the last wait may have ended after its histogram was read, and before the next interval
-            // began.
-            let is_new = of_cpu.worst.at_ns > self.read_ns;
-            let is_worse = worst.is_none_or(|worst| worst.wait_ns < of_cpu.worst.wait_ns);
-            if is_new && is_worse {
-                worst = Some(of_cpu.worst);
-            }
-        }
-        let before = self
-            .known
-            .entry(key)
-            .or_insert_with(|| Box::new(Known::empty()));
-        let counts = now.buckets.iter().zip(&before.buckets).zip(0..);
-        let counts = counts.map(|((now, before), index)| (index, now.wrapping_sub(*before)));
-        let new = NewWaits {
-            key,
-            count: now.count.saturating_sub(before.count),
-            total_ns: now.total_ns.wrapping_sub(before.total_ns),
-            buckets: counts.filter(|(_, count)| *count > 0).collect(),
-            worst,
-        };
-        **before = now;
-        (new.count > 0).then_some(new)
+/// An error that is due to a missing privilege. Any other one would occur with all privileges, too.
+fn unless_permitted(attached: io::Result<()>) -> io::Result<()> {
+    match attached {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -350,7 +396,41 @@ impl Known {
             count: 0,
             total_ns: 0,
             buckets: [0; WAIT_BUCKETS],
+            worst_at_ns: Vec::new(),
         }
+    }
+
+    /// Takes the present values of a histogram. Returns the increase since the last read, if there is any.
+    fn update(&mut self, key: WaitKey, of_cpus: &[WaitsPod]) -> Option<NewWaits> {
+        let mut now = Self::empty();
+        let mut worst: Option<WorstWait> = None;
+        for (cpu, WaitsPod(of_cpu)) in of_cpus.iter().enumerate() {
+            now.count = now.count.wrapping_add(of_cpu.count);
+            now.total_ns = now.total_ns.wrapping_add(of_cpu.total_ns);
+            for (sum, count) in now.buckets.iter_mut().zip(of_cpu.buckets) {
+                *sum = sum.wrapping_add(count);
+            }
+            // Not by its interval: the last wait may have ended after its histogram was read, and before the next interval
+            // began.
+            let read_at_ns = self.worst_at_ns.get(cpu).copied().unwrap_or(0);
+            let is_new = of_cpu.worst.at_ns != read_at_ns;
+            let is_worse = worst.is_none_or(|worst| worst.wait_ns < of_cpu.worst.wait_ns);
+            if is_new && is_worse {
+                worst = Some(of_cpu.worst);
+            }
+            now.worst_at_ns.push(of_cpu.worst.at_ns);
+        }
+        let counts = now.buckets.iter().zip(&self.buckets).zip(0..);
+        let counts = counts.map(|((now, before), index)| (index, now.wrapping_sub(*before)));
+        let new = NewWaits {
+            key,
+            count: now.count.saturating_sub(self.count),
+            total_ns: now.total_ns.wrapping_sub(self.total_ns),
+            buckets: counts.filter(|(_, count)| *count > 0).collect(),
+            worst,
+        };
+        *self = now;
+        (new.count > 0).then_some(new)
     }
 }
 
@@ -391,5 +471,55 @@ mod tests {
             assert!(bytes <= MAX_HISTOGRAM_BYTES, "{cpus} CPUs: {bytes}");
         }
         assert_eq!(wait_keys(4096), MIN_WAIT_KEYS);
+    }
+
+    #[test]
+    fn each_process_has_its_share_of_the_histograms() {
+        assert_eq!(keys_of_each(wait_keys(2), 1), MAX_KEYS_OF_PROCESS);
+        // 76 histograms fit into the memory bound on 64 CPUs.
+        for processes in [1, 2, 8, 19] {
+            let each = keys_of_each(wait_keys(64), processes);
+            assert!(each >= MIN_KEYS_OF_PROCESS, "{processes}: {each}");
+            assert!(each * processes as u32 <= wait_keys(64), "{processes}: {each}");
+        }
+        assert_eq!(keys_of_each(wait_keys(64), 4_096), MIN_KEYS_OF_PROCESS);
+        assert_eq!(keys_of_each(32, 0), 32);
+    }
+
+    #[test]
+    fn a_longest_wait_is_reported_in_one_interval_only() {
+        let of_cpu = |count, wait_ns, at_ns| {
+            let mut waits = Waits::zeroed();
+            (waits.count, waits.total_ns) = (count, wait_ns);
+            (waits.worst.wait_ns, waits.worst.at_ns) = (wait_ns, at_ns);
+            waits.buckets[bucket_of(wait_ns) as usize] = count as u32;
+            WaitsPod(waits)
+        };
+        let key = WaitKey::zeroed();
+        let mut known = Known::empty();
+        let first = [of_cpu(1, 5_000, 100), of_cpu(1, 9_000, 90)];
+        let new = known.update(key, &first).unwrap();
+        assert_eq!((new.count, new.total_ns), (2, 14_000));
+        assert_eq!(new.worst.unwrap().wait_ns, 9_000);
+        assert!(known.update(key, &first).is_none());
+        // Another wait on the first CPU, which is not longer than the one that was reported.
+        let second = [of_cpu(2, 6_000, 110), of_cpu(1, 9_000, 90)];
+        let new = known.update(key, &second).unwrap();
+        assert_eq!((new.count, new.worst.unwrap().wait_ns), (1, 6_000));
+        // And one that was not the longest of its interval.
+        let third = [of_cpu(3, 6_000, 110), of_cpu(1, 9_000, 90)];
+        assert!(known.update(key, &third).unwrap().worst.is_none());
+    }
+
+    #[test]
+    fn only_a_missing_privilege_prevents_that_privileges_are_dropped() {
+        let attached = |errno| unless_permitted(Err(io::Error::from_raw_os_error(errno)));
+        for errno in [libc::EPERM, libc::EACCES] {
+            assert!(attached(errno).is_err());
+        }
+        for errno in [libc::EBUSY, libc::ENOMEM, libc::EEXIST] {
+            assert!(attached(errno).is_ok());
+        }
+        assert!(unless_permitted(Ok(())).is_ok());
     }
 }

@@ -125,9 +125,22 @@ impl Scanner {
         &self.capabilities
     }
 
-    /// The hooks of the watch tier; `None` if they were not requested or did not load.
-    pub fn hooks(&mut self) -> Option<&mut Hooks> {
-        self.hooks.as_mut()
+    /// The hooks of the watch tier, or why there are none.
+    pub fn hooks(&mut self) -> Result<&mut Hooks, &str> {
+        match (&mut self.hooks, &self.capabilities.hooks) {
+            (Some(hooks), _) => Ok(hooks),
+            (None, Err(reason)) => Err(reason.as_str()),
+            (None, Ok(())) => Err("they are not loaded"),
+        }
+    }
+
+    /// Switches the hooks off if this process may not attach them, with the privileges that it has now. Otherwise
+    /// [`Self::check_access`] would find none that can be dropped.
+    pub fn check_hooks(&mut self) {
+        if let Some(Err(error)) = self.hooks.as_mut().map(Hooks::check_access) {
+            self.capabilities.hooks = Err(format!("the kernel refused to attach them: {error}"));
+            self.hooks = None;
+        }
     }
 
     /// Does with eBPF what a scan does. Fails if this process has lost a privilege that it needs.
@@ -139,7 +152,7 @@ impl Scanner {
         let Some(hooks) = &mut self.hooks else {
             return Ok(());
         };
-        hooks.check_access()
+        hooks.check_access().context("cannot attach the hooks")
     }
 
     /// Watches exactly these processes from the next scan on.

@@ -11,9 +11,10 @@ pub struct HookReport {
     /// Why they are attached, or not.
     pub reason: String,
     pub hooks: Vec<HookCost>,
-    /// CPU time of the hooks as a fraction of the machine's, in the last interval; while they are not attached, what they are
-    /// expected to take.
+    /// CPU time of the hooks as a fraction of the machine's, in the last interval; 0 while they are not attached.
     pub share: f64,
+    /// The same as expected from the switches of the machine, also while they are not attached.
+    pub expected_share: f64,
     /// The share that they may take.
     pub budget: f64,
     /// Waits that were not measured since the agent's start, by reason.
@@ -133,11 +134,13 @@ impl Distribution {
 
     /// The wait that this share of all waits does not exceed (nearest rank), ns.
     pub fn quantile_ns(&self, share: f64) -> Option<u64> {
-        let all: u64 = self.waits.iter().map(|(_, count)| count).sum();
+        // A recording may contain any numbers.
+        let counts = self.waits.iter().map(|(_, count)| *count);
+        let all = counts.fold(0, u64::saturating_add);
         let rank = ((all as f64 * share).ceil() as u64).max(1);
-        let mut seen = 0;
+        let mut seen: u64 = 0;
         let at_rank = self.waits.iter().find(|(_, count)| {
-            seen += count;
+            seen = seen.saturating_add(*count);
             seen >= rank
         });
         at_rank.map(|(wait_ns, _)| (*wait_ns).min(self.max_ns.max(1)))

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, CpuUser, Detail, Hidden, Holder, IoLimit, Listening, LockWait, Message, Notice, Peer,
-    Refaults, Sample, SharedLock, Target, Title, Wait,
+    Cgroup, CpuUser, Detail, Hidden, Holder, HookCost, HookLoss, IoLimit, Listening, LockWait,
+    Message, Notice, Peer, Refaults, Sample, SharedLock, Target, Title, Wait,
 };
 
 /// The type of a text.
@@ -111,6 +111,13 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
     }
     if let Some(report) = hooks {
         visit(Text::Notice, &mut report.reason);
+        // From closed lists, but a recording may contain anything.
+        for HookCost { name, .. } in &mut report.hooks {
+            visit(Text::Notice, name);
+        }
+        for HookLoss { reason, .. } in &mut report.lost {
+            visit(Text::Notice, reason);
+        }
     }
     for Title { title, .. } in titles {
         visit(Text::Title, title);

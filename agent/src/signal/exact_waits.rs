@@ -64,7 +64,7 @@ impl ExactWaits {
                 histogram.add(&wait.distribution);
                 self.of.insert(series, histogram);
             } else {
-                self.omitted += wait.distribution.count;
+                self.omitted = self.omitted.saturating_add(wait.distribution.count);
             }
         }
         self.report = Some(HookReport {
@@ -128,8 +128,13 @@ impl ExactWaits {
         );
         one(
             "tailback_hooks_cpu_ratio",
-            "CPU time of the hooks as a fraction of the machine's; what they are expected to take while they are not attached.",
+            "CPU time of the hooks as a fraction of the machine's; 0 while they are not attached.",
             report.share,
+        );
+        one(
+            "tailback_hooks_expected_cpu_ratio",
+            "The fraction that the hooks are expected to take, attached or not.",
+            report.expected_share,
         );
         one(
             "tailback_hooks_cpu_budget_ratio",
@@ -187,7 +192,8 @@ impl Histogram {
         for (wait_ns, count) in &waits.waits {
             let seconds = *wait_ns as f64 / SECOND;
             let bucket = BOUNDS.iter().position(|bound| seconds <= *bound);
-            self.counts[bucket.unwrap_or(BOUNDS.len())] += count;
+            let sum = &mut self.counts[bucket.unwrap_or(BOUNDS.len())];
+            *sum = sum.saturating_add(*count);
         }
         self.sum_s += waits.total_ns as f64 / SECOND;
     }
@@ -196,7 +202,7 @@ impl Histogram {
         let mut all = 0;
         let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
         for (bound, count) in bounds.zip(self.counts) {
-            all += count;
+            all = count.saturating_add(all);
             let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {all}");
         }
         let _ = writeln!(text, "{name}_sum{{{labels}}} {}", self.sum_s);

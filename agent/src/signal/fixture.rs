@@ -110,6 +110,7 @@ fn hooks() -> HookReport {
             cpu_ns: TIME_NS,
         }],
         share: 0.002,
+        expected_share: 0.003,
         budget: 0.01,
         lost: vec![HookLoss {
             reason: "too_many_threads".to_owned(),

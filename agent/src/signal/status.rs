@@ -120,6 +120,7 @@ fn hooks(report: &HookReport) -> Value {
         "attached": report.is_attached,
         "reason": report.reason,
         "cpu_share": report.share,
+        "expected_cpu_share": report.expected_share,
         "cpu_budget": report.budget,
         "programs": hooks,
         "lost": lost,

@@ -203,16 +203,20 @@ fn hooks_report(text: &mut String, hooks: &Value) {
         return;
     };
     let percent = |key: &str| format!("{:.2}%", hooks[key].as_f64().unwrap_or(0.0) * 100.0);
-    let (state, share) = if is_attached {
-        ("attached", "of the machine's CPU time")
+    let (state, key, share) = if is_attached {
+        ("attached", "cpu_share", "of the machine's CPU time")
     } else {
-        ("not attached", "of the machine's CPU time expected")
+        (
+            "not attached",
+            "expected_cpu_share",
+            "of the machine's CPU time expected",
+        )
     };
     let _ = writeln!(
         text,
         "hooks     {state}: {}; {} {share}, budget {}",
         word(&hooks["reason"]),
-        percent("cpu_share"),
+        percent(key),
         percent("cpu_budget"),
     );
     for hook in list(&hooks["programs"]) {

@@ -194,12 +194,14 @@ impl ExactWaits {
                 let label = if index == 0 { "blocked" } else { "" };
                 let total = duration(wait.distribution.total_ns);
                 let what = self.object_of(wait);
-                let ended = wait.worst.as_ref().and_then(|worst| worst.waker.as_ref());
-                let ended =
-                    ended.map_or_else(String::new, |waker| format!(", ended by {}", party(waker)));
+                // Not `woken by`: the wake-up may have been passed to the CPU that this thread was running on.
+                let waker = wait.worst.as_ref().and_then(|worst| worst.waker.as_ref());
+                let woken = waker.map_or_else(String::new, |waker| {
+                    format!(", woken while {} was running", party(waker))
+                });
                 (
                     label,
-                    format!("{what}: {total} in {}{ended}", words(&wait.distribution)),
+                    format!("{what}: {total} in {}{woken}", words(&wait.distribution)),
                 )
             })
             .collect();
