@@ -221,6 +221,9 @@ impl Next<'_> {
         let messages = self.to.messages()?;
         let interval = timing.interval_or(self.to);
         signals.check(&self.to.signal, interval)?;
+        if clock.has_hooks {
+            check_hook_interval(interval)?;
+        }
         // From here on nothing fails.
         clock.collector.set_specs(specs);
         if !self.to.has_same_logs(self.from) {
@@ -242,6 +245,19 @@ fn stdout_notice(lines: u64) -> Option<Notice> {
         code: "stdout_not_drained".to_owned(),
         text: format!("{lines} lines of output were dropped: standard output is not being read"),
     })
+}
+
+/// Longest sampling interval with hooks, which must not exceed their budget for longer than a second.
+const MAX_HOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+fn check_hook_interval(interval: Duration) -> anyhow::Result<()> {
+    if interval > MAX_HOOK_INTERVAL {
+        bail!(
+            "an interval of {interval:?} is too long for hooks, whose CPU time is checked with each sample: use at most 1s, or \
+             `--tier glance`"
+        );
+    }
+    Ok(())
 }
 
 /// The clock of a live session: waits until a sample is due, takes it, and accounts for its CPU cost.
@@ -266,6 +282,9 @@ impl SamplingClock {
         tier: TierOption,
     ) -> Outcome<Self> {
         let tier = tier.or(config);
+        if tier.has_hooks() {
+            check_hook_interval(timing.interval_or(config)).map_err(Failure::usage)?;
+        }
         let budget = timing.budget(config);
         let mut collector = session::collector(
             targets.specs(config)?,
@@ -356,5 +375,18 @@ impl SamplingClock {
             .map_err(Failure::kernel)?;
         self.plan = self.collector.plan_next();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_are_not_left_alone_for_longer_than_a_second() {
+        assert!(check_hook_interval(Duration::from_millis(100)).is_ok());
+        assert!(check_hook_interval(MAX_HOOK_INTERVAL).is_ok());
+        let error = check_hook_interval(Duration::from_secs(60)).unwrap_err();
+        assert!(error.to_string().contains("60s is too long"), "{error}");
     }
 }
