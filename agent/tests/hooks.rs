@@ -13,7 +13,7 @@ use aya::{
     programs::{loaded_links, loaded_programs},
 };
 use tailback_tests::{
-    agent::{HOOKS, attached_hooks},
+    agent::{HOOKS, hooks_in_use},
     needs,
     temp::TempDir,
 };
@@ -53,9 +53,9 @@ fn left(of: &Ids) -> Ids {
     left
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
-    while !is_so() {
+    while !condition() {
         assert!(Instant::now() < end, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
@@ -63,6 +63,45 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// An agent that is killed at the end.
 struct Agent(Child);
+
+impl Agent {
+    /// Watches everything in the tier `watch`. Its pages are in this directory.
+    fn start(directory: &TempDir) -> Self {
+        // Other tests may cause more context switches than the default budget allows.
+        let config = directory
+            .write("tailback.toml", "hook_budget = 0.5\n")
+            .unwrap();
+        let agent = Command::new(env!("CARGO_BIN_EXE_tailback"))
+            .args(["run", "--all", "--quiet", "--tier", "watch", "--config"])
+            .arg(config)
+            .env("RUNTIME_DIRECTORY", directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(agent)
+    }
+
+    /// What it holds once its hooks are attached, after it has dropped its privileges.
+    fn held(&self) -> Ids {
+        let pid = self.0.id();
+        let mut ids = Ids::default();
+        until("the hooks to be attached", || {
+            let is_attached = || hooks_in_use(pid) == HOOKS;
+            let before = is_attached();
+            ids = held(pid);
+            before && is_attached()
+        });
+        assert!(ids.0.iter().all(|ids| !ids.is_empty()), "{ids:?}");
+        assert_eq!(left(&ids), ids, "the kernel lists what is loaded");
+        ids
+    }
+
+    /// SIGKILL.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
 
 impl Drop for Agent {
     fn drop(&mut self) {
@@ -77,26 +116,30 @@ fn a_killed_agent_leaves_no_program_map_or_link() {
         return;
     }
     let directory = TempDir::new("hooks").unwrap();
-    let agent = Command::new(env!("CARGO_BIN_EXE_tailback"))
-        .args(["run", "--all", "--quiet", "--tier", "watch"])
-        .env("RUNTIME_DIRECTORY", directory.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut agent = Agent(agent);
-    let pid = agent.0.id();
-    // Attached after it has dropped its privileges.
-    until("the hooks to be attached", || attached_hooks(pid) == HOOKS);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    assert!(status.contains("Seccomp:\t2"), "not confined: {status}");
-    let ids = held(pid);
-    assert!(ids.0.iter().all(|ids| !ids.is_empty()), "{ids:?}");
-    assert_eq!(left(&ids), ids, "the kernel lists what is loaded");
-    // SIGKILL.
-    agent.0.kill().unwrap();
-    agent.0.wait().unwrap();
+    let agent = Agent::start(&directory);
+    let ids = agent.held();
+    agent.kill();
     // The kernel frees programs and maps after a grace period.
     until("programs, maps and links to be freed", || {
         left(&ids) == Ids::default()
     });
+}
+
+#[test]
+fn two_agents_do_not_share_their_hooks() {
+    if !needs::met("two_agents_do_not_share_their_hooks", &[]) {
+        return;
+    }
+    let directories = ["hooks-1", "hooks-2"].map(|name| TempDir::new(name).unwrap());
+    let [first, second] = directories.each_ref().map(Agent::start);
+    let (of_first, of_second) = (first.held(), second.held());
+    for (first, second) in of_first.0.iter().zip(&of_second.0) {
+        assert!(first.is_disjoint(second), "{of_first:?} {of_second:?}");
+    }
+    first.kill();
+    until("programs, maps and links to be freed", || {
+        left(&of_first) == Ids::default()
+    });
+    assert_eq!(hooks_in_use(second.0.id()), HOOKS);
+    assert_eq!(left(&of_second), of_second);
 }

@@ -34,8 +34,6 @@ const LOWEST_PRIORITY: i32 = 19;
 const SLEPT: &str = "slept";
 /// The timer wakes it after this time, and at most 50 µs more (the default of PR_SET_TIMERSLACK).
 const SLEEP: Duration = Duration::from_millis(5);
-/// The agent observes for this time: its start, all sleeps, and the end of the last second in which there were any.
-const OBSERVED: &str = "15s";
 const DEADLINE: Duration = Duration::from_secs(90);
 const QUANTITIES: [&str; 3] = ["run queue waits", "run queue wait", "blocked time"];
 
@@ -155,7 +153,8 @@ fn compare(report: &mut Report, sleeper: &mut Sleeper) -> Result<()> {
     let config = directory.write("tailback.toml", "hook_budget = 0.5\n")?;
     let pid = sleeper.child.id().to_string();
     let mut command = Command::new(agent::binary()?);
-    command.args(["diagnose", "--json", "--tier", "watch", "--for", OBSERVED]);
+    // Until it is stopped.
+    command.args(["diagnose", "--json", "--tier", "watch", "--for", "10min"]);
     command.args(["--pid", &pid, "--config"]).arg(&config);
     let agent = Process::start("tailback", &mut command)?;
     wait::until("the hooks to be attached", DEADLINE, || {
@@ -165,6 +164,9 @@ fn compare(report: &mut Report, sleeper: &mut Sleeper) -> Result<()> {
     // It waits for the first byte, and after the last sleep forever.
     let before = Schedstat::of(&pid)?;
     sleeper.sleep()?;
+    // So that the second in which the last waits ended is read.
+    thread::sleep(Duration::from_secs(2));
+    agent.signal(Signal::INT)?;
     let end = agent.wait_end(DEADLINE)?;
     let after = Schedstat::of(&pid)?;
     agent.lines().wait_end(DEADLINE)?;

@@ -65,6 +65,27 @@ pub fn attached_hooks(pid: u32) -> usize {
         .count()
 }
 
+/// Number of hooks that an agent uses which drops its privileges (`run`, `record`). Before it does, it attaches them for a moment, to
+/// find those that it must keep.
+pub fn hooks_in_use(pid: u32) -> usize {
+    if is_confined(pid) {
+        attached_hooks(pid)
+    } else {
+        0
+    }
+}
+
+/// Whether an agent has dropped its privileges: it has more filters for system calls than this process, which may be in a container.
+pub fn is_confined(pid: u32) -> bool {
+    let filters = |process: &str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("Seccomp_filters:"))?;
+        count.trim().parse::<u32>().ok()
+    };
+    filters(&pid.to_string()) > filters("self")
+}
+
 /// One line of `--json` output.
 #[derive(Clone, Debug)]
 pub struct Event {

@@ -2,21 +2,24 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Read as _, Write as _},
     path::Path,
-    process::Command,
+    process::{self, Command},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::Signal,
+};
 use serde_json::{Value, json};
 use tailback_tests::{
-    agent::{Agent, HOOKS, attached_hooks, binary},
+    agent::{Agent, HOOKS, attached_hooks, binary, hooks_in_use, is_confined},
     lines::unix_ns,
     needs,
-    process::Process,
+    process::{End, Process},
     program,
     random::Random,
     temp::TempDir,
@@ -34,11 +37,50 @@ const READS: usize = 400;
 const MAX_ERROR: f64 = 0.05;
 const MAX_ERROR_NS: f64 = 100_000.0;
 
-fn wait_attached(agent: &Process) -> Result<()> {
+/// Waits until an agent has attached its hooks, and measures.
+fn wait_attached(agent: &Process, attached: fn(u32) -> usize) -> Result<()> {
     wait::until("the hooks to be attached", DEADLINE, || {
         agent.check_running()?;
-        Ok((attached_hooks(agent.pid()) == HOOKS).then_some(()))
+        Ok((attached(agent.pid()) == HOOKS).then_some(()))
     })
+}
+
+/// Starts `diagnose` with its hooks attached, about one process. It ends with [`exact_waits`].
+fn diagnose(pid: u32, directory: &TempDir) -> Result<Process> {
+    // The budget is raised so that other load does not detach them.
+    let config = directory
+        .write("tailback.toml", "hook_budget = 0.5\n")
+        .context("write the configuration")?;
+    let mut command = Command::new(binary()?);
+    command.args(["diagnose", "--json", "--tier", "watch", "--for", "10min"]);
+    command.args(["--pid", &pid.to_string(), "--config"]);
+    let agent = Process::start("tailback", command.arg(&config))?;
+    wait_attached(&agent, attached_hooks)?;
+    Ok(agent)
+}
+
+/// Ends `diagnose`. Returns the waits of this process that it has measured.
+fn exact_waits(agent: &Process, pid: u32) -> Result<Vec<Value>> {
+    ensure!(
+        attached_hooks(agent.pid()) == HOOKS,
+        "the hooks were detached before the end: {:?}",
+        agent.lines().all()
+    );
+    // So that the second in which the last waits ended is read.
+    thread::sleep(Duration::from_secs(2));
+    agent.signal(Signal::INT)?;
+    let end = agent.wait_end(DEADLINE)?;
+    agent.lines().wait_end(DEADLINE)?;
+    let lines = agent.lines().all();
+    ensure!(
+        end == End::Code(0),
+        "tailback ended with {end:?}: {lines:?}"
+    );
+    let values = lines
+        .iter()
+        .filter_map(|line| serde_json::from_str(&line.text).ok());
+    let waits = values.filter(|value: &Value| value["type"] == "exact_wait" && value["tgid"] == pid);
+    Ok(waits.collect())
 }
 
 /// Whether this kernel accepts the hooks, according to `doctor`; if not, why.
@@ -120,10 +162,6 @@ fn compare_with_the_programs_clock() -> Result<()> {
     let directory = TempDir::new("exact-waits")?;
     let fifo = directory.path().join("times");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("create a FIFO")?;
-    // Whatever else runs on this machine, they stay attached.
-    let config = directory
-        .write("tailback.toml", "hook_budget = 0.5\n")
-        .context("write the configuration")?;
     // The reader waits for the CPU that the other one computes on: it has the lower priority.
     let mut command = pinned(SUBJECT, "19")?;
     command.arg("read-timed").arg("--from").arg(&fifo);
@@ -135,23 +173,12 @@ fn compare_with_the_programs_clock() -> Result<()> {
     )?;
     spinning.wait_line("spinning", DEADLINE)?;
 
-    let pid = reader.pid().to_string();
-    let mut command = Command::new(binary()?);
-    command.args(["diagnose", "--json", "--tier", "watch", "--for", "12s"]);
-    command.args(["--pid", &pid, "--config"]).arg(&config);
-    let agent = Process::start("tailback", &mut command)?;
-    wait_attached(&agent)?;
+    let agent = diagnose(reader.pid(), &directory)?;
     // The reader sleeps until the FIFO has a writer, and after the last read.
     let (dispatches_before, delay_before_ns) = schedstat(reader.pid())?;
     write_times(&fifo)?;
     let times = reader.wait_line("times ", DEADLINE)?.text;
-    ensure!(
-        attached_hooks(agent.pid()) == HOOKS,
-        "the hooks were detached before the end: {:?}",
-        agent.lines().all()
-    );
-    agent.wait_end(DEADLINE)?;
-    agent.lines().wait_end(DEADLINE)?;
+    let waits = exact_waits(&agent, reader.pid())?;
     let (dispatches, delay_ns) = schedstat(reader.pid())?;
 
     let numbers = times.split_whitespace().skip(1).map(str::parse::<f64>);
@@ -159,13 +186,6 @@ fn compare_with_the_programs_clock() -> Result<()> {
     let [reads, blocked_mean, blocked_p99, cpu_mean, cpu_p99] = numbers[..] else {
         bail!("unexpected line {times:?}");
     };
-    let lines = agent.lines().all();
-    let waits = lines
-        .iter()
-        .filter_map(|line| serde_json::from_str(&line.text).ok());
-    let waits: Vec<Value> = waits
-        .filter(|value: &Value| value["type"] == "exact_wait" && value["tgid"] == reader.pid())
-        .collect();
     let of = |key: &str, value: &str| {
         let found = waits.iter().find(|wait| wait[key] == value);
         found.with_context(|| format!("no wait with {key} {value} in {waits:?}"))
@@ -213,19 +233,19 @@ fn parked() -> Result<Process> {
 fn no_hook_is_attached_in_the_glance_tier_nor_while_all_is_well() -> Result<()> {
     let parked = parked()?;
     let pid = parked.pid().to_string();
-    let agents = [
-        Agent::run(["--all", "--duration", "4s"])?,
-        Agent::run(["--pid", &pid, "--tier", "auto", "--duration", "4s"])?,
-    ];
+    let glance = Agent::run(["--all", "--duration", "4s"])?;
+    let auto = Agent::run(["--pid", &pid, "--tier", "auto", "--duration", "4s"])?;
+    let (glance, auto) = (glance.process(), auto.process());
+    let mut was_confined = false;
     wait::until("the end of both agents", DEADLINE, || {
-        let mut running = 0;
-        for process in agents.iter().map(Agent::process) {
-            running += u32::from(process.ended()?.is_none());
-            let attached = attached_hooks(process.pid());
-            ensure!(attached == 0, "{attached} hooks were attached");
-        }
-        Ok((running == 0).then_some(()))
-    })
+        was_confined |= is_confined(auto.pid());
+        let attached = [attached_hooks(glance.pid()), hooks_in_use(auto.pid())];
+        ensure!(attached == [0, 0], "{attached:?} hooks were attached");
+        let has_ended = glance.ended()?.is_some() && auto.ended()?.is_some();
+        Ok(has_ended.then_some(()))
+    })?;
+    ensure!(was_confined, "the agent did not drop its privileges");
+    Ok(())
 }
 
 #[test]
@@ -244,10 +264,79 @@ fn the_auto_tier_attaches_the_hooks_until_all_is_well_again() -> Result<()> {
     command.arg(&config);
     command.args(["--pid", &pids[0], "--pid", &pids[1]]);
     let agent = Agent::start(&mut command)?;
-    wait_attached(agent.process())?;
+    wait_attached(agent.process(), hooks_in_use)?;
     drop(jammed);
     wait::until("the hooks to be detached", DETACH_DEADLINE, || {
         agent.process().check_running()?;
-        Ok((attached_hooks(agent.process().pid()) == 0).then_some(()))
+        Ok((hooks_in_use(agent.process().pid()) == 0).then_some(()))
     })
+}
+
+/// Threads that each read from a pipe of their own: more than a process has histograms by object.
+const READERS: usize = 150;
+const ROUNDS: usize = 5;
+
+#[test]
+fn waits_on_more_descriptors_than_fit_are_counted_without_their_object() -> Result<()> {
+    ensure!(are_available()?.is_ok(), "{:?}", are_available()?);
+    let _alone = alone();
+    wait::unless_paused(|| {
+        let directory = TempDir::new("many-descriptors")?;
+        let pipes = (0..READERS).map(|_| io::pipe());
+        let pipes = pipes.collect::<io::Result<Vec<_>>>()?;
+        let agent = thread::scope(|scope| -> Result<Process> {
+            let mut writers = Vec::new();
+            for (mut reader, writer) in pipes {
+                writers.push(writer);
+                // It ends when the writer is closed.
+                scope.spawn(move || while reader.read(&mut [0]).is_ok_and(|read| read > 0) {});
+            }
+            let agent = diagnose(process::id(), &directory)?;
+            for _ in 0..ROUNDS {
+                thread::sleep(Duration::from_millis(200));
+                for writer in &mut writers {
+                    writer.write_all(&[0])?;
+                }
+            }
+            Ok(agent)
+        })?;
+        let waits = exact_waits(&agent, process::id())?;
+        let reads = || waits.iter().filter(|wait| wait["call"] == "read");
+        let count = |wait: &Value| wait["count"].as_u64().unwrap_or(0);
+        let (with, without): (Vec<_>, Vec<_>) = reads().partition(|wait| wait["object"].is_u64());
+        let all: u64 = reads().map(count).sum();
+        println!("{all} reads: {} descriptors", with.len());
+        // The first round ends waits that began before the hooks were attached; a stalled thread may miss one.
+        let least = (READERS * (ROUNDS - 2)) as u64;
+        ensure!(all >= least, "{all} of {least} reads: {waits:?}");
+        ensure!(
+            (1..READERS).contains(&with.len()) && without.iter().map(|wait| count(wait)).sum::<u64>() > 0,
+            "{} descriptors: {without:?}",
+            with.len()
+        );
+        let runs = waits.iter().filter(|wait| wait["kind"] == "run_queue");
+        let runs: u64 = runs.map(count).sum();
+        ensure!(runs >= least, "{runs} waits for a CPU: {waits:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_service_that_forks_all_the_time_is_measured() -> Result<()> {
+    ensure!(are_available()?.is_ok(), "{:?}", are_available()?);
+    let _alone = alone();
+    let directory = TempDir::new("forks")?;
+    let mut command = Command::new(SUBJECT);
+    let forking = Process::start(
+        "forking process",
+        command.args(["short-lived", "--per-s", "200"]),
+    )?;
+    let agent = diagnose(forking.pid(), &directory)?;
+    thread::sleep(Duration::from_secs(5));
+    forking.check_running()?;
+    let waits = exact_waits(&agent, forking.pid())?;
+    let counts = waits.iter().filter_map(|wait| wait["count"].as_u64());
+    let count: u64 = counts.sum();
+    ensure!(count > 0, "nothing was measured");
+    Ok(())
 }

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::{Value, json};
 use tailback_tests::{
-    agent::{Agent, Event, HOOKS, attached_hooks},
+    agent::{Agent, Event, HOOKS, hooks_in_use},
     process::Process,
     program,
     temp::TempDir,
@@ -224,7 +224,7 @@ impl Bench<'_> {
         let agent = Agent::start(&mut command)?;
         wait::until("the hooks to be attached", START_DEADLINE, || {
             agent.process().check_running()?;
-            let attached = attached_hooks(agent.process().pid());
+            let attached = hooks_in_use(agent.process().pid());
             Ok((attached == HOOKS).then_some(()))
         })?;
         Ok(HookedAgent { agent, bench: self })
