@@ -44,6 +44,7 @@ pub(super) struct ExactWaits {
     /// Time and context switches of the machine at the last decision.
     switches: Option<(u64, u64)>,
     switches_per_s: Option<f64>,
+    /// Online CPUs.
     cpus: u32,
     /// Counters at the last decision, and the CPU time in all, ns.
     before: HookStats,
@@ -61,14 +62,13 @@ pub(super) struct ExactWaits {
 
 impl ExactWaits {
     pub(super) fn new(tier: Tier, budget: f64) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             tier,
             control: TierControl::new(tier, budget),
             due_ns: 0,
             switches: None,
             switches_per_s: None,
-            cpus: online_cpus().unwrap_or(cpus as u32),
+            cpus: 1,
             before: HookStats::default(),
             cpu_ns: [0; 2],
             share: 0.0,
@@ -241,7 +241,7 @@ impl ExactWaits {
         let [threads, waits, unmatched] = self.lost;
         let reasons = [
             ("too_many_processes", self.all_left_out),
-            ("too_many_threads", threads),
+            ("map_busy", threads),
             ("too_many_objects", waits),
             ("begin_not_seen", unmatched),
         ];
@@ -260,6 +260,7 @@ impl ExactWaits {
         let Some(switches) = context_switches(&stat) else {
             return;
         };
+        self.cpus = cpus(&stat);
         if let Some((then_ns, before)) = self.switches {
             let seconds = now_ns.saturating_sub(then_ns).max(1) as f64 / 1e9;
             self.switches_per_s = Some(switches.saturating_sub(before) as f64 / seconds);
@@ -413,17 +414,15 @@ fn context_switches(stat: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// CPUs of the machine, whatever the agent may use of them.
-fn online_cpus() -> Option<u32> {
-    let stat = read_text("/proc/stat", MAX_STAT_BYTES);
+/// Online CPUs of the machine, whatever the agent may use of them.
+fn cpus(stat: &str) -> u32 {
     let is_cpu = |line: &&str| {
         let number = line
             .strip_prefix("cpu")
             .and_then(|rest| rest.chars().next());
         number.is_some_and(|digit| digit.is_ascii_digit())
     };
-    let cpus = stat.lines().filter(is_cpu).count() as u32;
-    (cpus > 0).then_some(cpus)
+    (stat.lines().filter(is_cpu).count() as u32).max(1)
 }
 
 #[cfg(test)]
@@ -479,6 +478,8 @@ mod tests {
         let stat = "cpu  1 2\ncpu0 1 2\nintr 5 0 0\nctxt 8077\nbtime 1\n";
         assert_eq!(context_switches(stat), Some(8077));
         assert_eq!(context_switches("cpu 1\n"), None);
+        assert_eq!(cpus(stat), 1);
+        assert_eq!(cpus("cpu  3 2\ncpu0 1 1\ncpu3 2 1\nctxt 1\n"), 2);
     }
 
     #[test]

@@ -217,7 +217,7 @@ mod tests {
 
     const SECOND_NS: u64 = 1_000 * MS;
 
-    /// A machine with 2 CPUs and so many switches a second.
+    /// A machine with 2 CPUs and this number of switches a second.
     fn at(seconds: u64, is_suspicious: bool, switches_per_s: f64, share: Option<f64>) -> Situation {
         Situation {
             now_ns: seconds * SECOND_NS,

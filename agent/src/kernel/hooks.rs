@@ -57,6 +57,9 @@ fn keys_of_each(wait_keys: u32, processes: usize) -> u32 {
     (wait_keys / processes).clamp(MIN_KEYS_OF_PROCESS, MAX_KEYS_OF_PROCESS)
 }
 
+/// epoll_pwait2(2), which the crate `libc` lacks on aarch64. The same number on all architectures.
+const EPOLL_PWAIT2: libc::c_long = 441;
+
 /// Calls whose first argument is a descriptor, or the address of a futex.
 const OBJECT_CALLS: &[libc::c_long] = &[
     libc::SYS_read,
@@ -81,6 +84,7 @@ const OBJECT_CALLS: &[libc::c_long] = &[
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_epoll_pwait,
+    EPOLL_PWAIT2,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_syncfs,

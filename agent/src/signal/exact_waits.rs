@@ -16,8 +16,12 @@ const BOUNDS: [f64; 16] = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.25, 1.0, 2.5,
     10.0,
 ];
-/// Bound on the number of histograms.
+/// Bound on the number of histograms, and on those of one service: a process can be made to block in any system call.
 const MAX_SERIES: usize = 2_000;
+/// See [`MAX_SERIES`]. Further system calls are counted together.
+const MAX_SERIES_OF_TARGET: usize = 64;
+/// The label of those.
+const OTHER_CALLS: &str = "other";
 /// Nanoseconds per second.
 const SECOND: f64 = 1e9;
 
@@ -56,7 +60,11 @@ impl ExactWaits {
     ) {
         self.of.retain(|series, _| targets.contains(&series.target));
         for wait in &report.waits {
-            let series = series(wait, architecture);
+            let mut series = series(wait, architecture);
+            let is_full = || self.of_target(wait.target) >= MAX_SERIES_OF_TARGET;
+            if wait.call.is_some() && !self.of.contains_key(&series) && is_full() {
+                OTHER_CALLS.clone_into(&mut series.call);
+            }
             if let Some(known) = self.of.get_mut(&series) {
                 known.add(&wait.distribution);
             } else if self.of.len() < MAX_SERIES {
@@ -71,6 +79,19 @@ impl ExactWaits {
             waits: Vec::new(),
             ..report.clone()
         });
+    }
+
+    /// Histograms of a service.
+    fn of_target(&self, target: TargetId) -> usize {
+        let first = Series {
+            target,
+            kind: ExactWaitKind::Woken,
+            call: String::new(),
+        };
+        let from_first = self.of.range(first..);
+        from_first
+            .take_while(|(series, _)| series.target == target)
+            .count()
     }
 
     /// All metrics of the hooks; none in the glance tier. `name` is that of a service.
@@ -260,6 +281,25 @@ mod tests {
         assert!(render(&exact).contains(line), "{}", render(&exact));
         exact.add(&HookReport::default(), architecture, &BTreeSet::new());
         assert!(!render(&exact).contains("shop"), "{}", render(&exact));
+    }
+
+    #[test]
+    fn a_service_that_blocks_in_many_calls_leaves_room_for_others() {
+        let mut exact = ExactWaits::default();
+        let architecture = Architecture::X86_64;
+        for call in 0..500 {
+            let report = report(ExactWaitKind::Blocked, Some(call), &[(1_000, 1)]);
+            exact.add(&report, architecture, &[1].into());
+        }
+        assert_eq!(exact.of_target(1), MAX_SERIES_OF_TARGET + 1);
+        let mut text = String::new();
+        exact.render(&mut text, |_| Some("shop".to_owned()));
+        let others = 500 - MAX_SERIES_OF_TARGET;
+        let line = format!(
+            "tailback_blocked_seconds_count{{target=\"shop\",call=\"other\",io=\"false\"}} {others}"
+        );
+        assert!(text.contains(&line), "{text}");
+        assert_eq!(exact.omitted, 0);
     }
 
     #[test]

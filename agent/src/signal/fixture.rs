@@ -113,7 +113,7 @@ fn hooks() -> HookReport {
         expected_share: 0.003,
         budget: 0.01,
         lost: vec![HookLoss {
-            reason: "too_many_threads".to_owned(),
+            reason: "map_busy".to_owned(),
             count: 1,
         }],
         interval_ns: TIME_NS,

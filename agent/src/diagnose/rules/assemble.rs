@@ -100,8 +100,8 @@ fn runner_up(
         .max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// One sentence: the fact that decided, how uneven the listening sockets are, then what each step of the wait chain does. What
-/// hooks measured stands beside the estimate from samples.
+/// One sentence: the fact that decided, how uneven the listening sockets are, then what each step of the wait chain does. Waits
+/// that hooks measured follow the estimate from samples.
 fn evidence(case: Case<'_>, cause: Cause, finding: Option<&Finding>) -> String {
     let mut parts: Vec<String> = Vec::new();
     parts.extend(finding.and_then(|finding| finding.fact.clone()));

@@ -69,7 +69,23 @@ impl Scanner {
         Self::load_fields(fields, options)
     }
 
+    /// Hooks are optional: if the object does not load with them, for want of memory for their maps for example, it is loaded without.
     fn load_fields(fields: &Resolved, options: LoadOptions) -> Result<Self, LoadError> {
+        match Self::load_logging(fields, options) {
+            Err(error) if options.hooks => {
+                let without_hooks = LoadOptions {
+                    hooks: false,
+                    ..options
+                };
+                let mut scanner = Self::load_logging(fields, without_hooks)?;
+                scanner.capabilities.hooks = Err(off(error));
+                Ok(scanner)
+            }
+            result => result,
+        }
+    }
+
+    fn load_logging(fields: &Resolved, options: LoadOptions) -> Result<Self, LoadError> {
         let missing = fields.missing_for(Feature::Base);
         if let Some(missing) = missing {
             return Err(LoadError::MissingField(missing.clone()));
