@@ -4,6 +4,8 @@
 //! measure stays in maps of the kernel, as histograms; the agent reads those, and no event crosses. Links and maps are
 //! descriptors of this process, so nothing is left when it ends, however it ends.
 
+mod increase;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -16,10 +18,11 @@ use aya::{
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
+use increase::Known;
+pub use increase::NewWaits;
 use tailback_ebpf::{
     HookSettings, HookStats, HookTarget, MAX_CALLS, MAX_HOOK_TARGETS, MAX_KEYS_OF_PROCESS,
-    MAX_WAIT_KEYS, NOT_IN_CALL, WAIT_BUCKETS, WAIT_PREEMPTED, WAIT_WOKEN, WaitKey, Waits,
-    WorstWait,
+    MAX_WAIT_KEYS, NOT_IN_CALL, WAIT_PREEMPTED, WAIT_WOKEN, WaitKey, Waits,
 };
 
 use super::{iter::attach_tracepoint, scanner::Watched};
@@ -148,18 +151,6 @@ impl HookMaps {
     }
 }
 
-/// The waits of one key since the last reading, on all CPUs.
-#[derive(Clone, Debug)]
-pub struct NewWaits {
-    pub key: WaitKey,
-    pub count: u64,
-    pub total_ns: u64,
-    /// Index and number of the buckets that are not empty.
-    pub buckets: Vec<(u32, u32)>,
-    /// The longest of them.
-    pub worst: Option<WorstWait>,
-}
-
 /// The hooks, loaded.
 pub struct Hooks {
     // Dropped first: a program without a link does not run.
@@ -181,14 +172,6 @@ pub struct Hooks {
 struct Measured {
     start_ns: u64,
     since_ns: u64,
-}
-
-struct Known {
-    count: u64,
-    total_ns: u64,
-    buckets: [u32; WAIT_BUCKETS],
-    /// When the longest wait ended that was last read, per CPU; CLOCK_MONOTONIC, ns.
-    worst_at_ns: Vec<u64>,
 }
 
 impl Hooks {
@@ -365,7 +348,7 @@ impl Hooks {
                     .known
                     .entry(key)
                     .or_insert_with(|| Box::new(Known::empty()));
-                all.extend(known.update(key, &of_cpus));
+                all.extend(known.update(key, of_cpus.iter().map(|WaitsPod(of_cpu)| of_cpu)));
             }
         }
         self.interval += 1;
@@ -394,53 +377,9 @@ fn unless_permitted(attached: io::Result<()>) -> io::Result<()> {
     }
 }
 
-impl Known {
-    fn empty() -> Self {
-        Self {
-            count: 0,
-            total_ns: 0,
-            buckets: [0; WAIT_BUCKETS],
-            worst_at_ns: Vec::new(),
-        }
-    }
-
-    /// Takes the present values of a histogram. Returns the increase since the last read, if there is any.
-    fn update(&mut self, key: WaitKey, of_cpus: &[WaitsPod]) -> Option<NewWaits> {
-        let mut now = Self::empty();
-        let mut worst: Option<WorstWait> = None;
-        for (cpu, WaitsPod(of_cpu)) in of_cpus.iter().enumerate() {
-            now.count = now.count.wrapping_add(of_cpu.count);
-            now.total_ns = now.total_ns.wrapping_add(of_cpu.total_ns);
-            for (sum, count) in now.buckets.iter_mut().zip(of_cpu.buckets) {
-                *sum = sum.wrapping_add(count);
-            }
-            // Not by its interval: the last wait may have ended after its histogram was read, and before the next interval
-            // began.
-            let read_at_ns = self.worst_at_ns.get(cpu).copied().unwrap_or(0);
-            let is_new = of_cpu.worst.at_ns != read_at_ns;
-            let is_worse = worst.is_none_or(|worst| worst.wait_ns < of_cpu.worst.wait_ns);
-            if is_new && is_worse {
-                worst = Some(of_cpu.worst);
-            }
-            now.worst_at_ns.push(of_cpu.worst.at_ns);
-        }
-        let counts = now.buckets.iter().zip(&self.buckets).zip(0..);
-        let counts = counts.map(|((now, before), index)| (index, now.wrapping_sub(*before)));
-        let new = NewWaits {
-            key,
-            count: now.count.saturating_sub(self.count),
-            total_ns: now.total_ns.wrapping_sub(self.total_ns),
-            buckets: counts.filter(|(_, count)| *count > 0).collect(),
-            worst,
-        };
-        *self = now;
-        (new.count > 0).then_some(new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tailback_ebpf::{bucket_middle_ns, bucket_of};
+    use tailback_ebpf::{WAIT_BUCKETS, bucket_middle_ns, bucket_of};
 
     use super::*;
 
@@ -488,31 +427,6 @@ mod tests {
         }
         assert_eq!(keys_of_each(wait_keys(64), 4_096), MIN_KEYS_OF_PROCESS);
         assert_eq!(keys_of_each(32, 0), 32);
-    }
-
-    #[test]
-    fn a_longest_wait_is_reported_in_one_interval_only() {
-        let of_cpu = |count, wait_ns, at_ns| {
-            let mut waits = Waits::zeroed();
-            (waits.count, waits.total_ns) = (count, wait_ns);
-            (waits.worst.wait_ns, waits.worst.at_ns) = (wait_ns, at_ns);
-            waits.buckets[bucket_of(wait_ns) as usize] = count as u32;
-            WaitsPod(waits)
-        };
-        let key = WaitKey::zeroed();
-        let mut known = Known::empty();
-        let first = [of_cpu(1, 5_000, 100), of_cpu(1, 9_000, 90)];
-        let new = known.update(key, &first).unwrap();
-        assert_eq!((new.count, new.total_ns), (2, 14_000));
-        assert_eq!(new.worst.unwrap().wait_ns, 9_000);
-        assert!(known.update(key, &first).is_none());
-        // Another wait on the first CPU, which is not longer than the one that was reported.
-        let second = [of_cpu(2, 6_000, 110), of_cpu(1, 9_000, 90)];
-        let new = known.update(key, &second).unwrap();
-        assert_eq!((new.count, new.worst.unwrap().wait_ns), (1, 6_000));
-        // And one that was not the longest of its interval.
-        let third = [of_cpu(3, 6_000, 110), of_cpu(1, 9_000, 90)];
-        assert!(known.update(key, &third).unwrap().worst.is_none());
     }
 
     #[test]
