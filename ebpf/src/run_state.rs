@@ -195,8 +195,7 @@ pub fn target_of(task: *const u8, tgid: u32) -> Option<*mut HookTarget> {
 pub fn known_thread(target: *const HookTarget, tid: u32, tgid: u32) -> Option<*mut ThreadWait> {
     let thread = HOOK_THREADS.get_ptr_mut(tid)?;
     // SAFETY: entries of preallocated maps; at worst they are reused.
-    let is_obsolete =
-        unsafe { (*thread).tgid != tgid || (*thread).since_ns < (*target).since_ns };
+    let is_obsolete = unsafe { (*thread).tgid != tgid || (*thread).since_ns < (*target).since_ns };
     (!is_obsolete).then_some(thread)
 }
 

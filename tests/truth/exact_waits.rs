@@ -79,8 +79,8 @@ fn exact_waits(agent: &Process, pid: u32) -> Result<Vec<Value>> {
     let values = lines
         .iter()
         .filter_map(|line| serde_json::from_str(&line.text).ok());
-    let waits = values.filter(|value: &Value| value["type"] == "exact_wait" && value["tgid"] == pid);
-    Ok(waits.collect())
+    let is_wait = |value: &Value| value["type"] == "exact_wait" && value["tgid"] == pid;
+    Ok(values.filter(is_wait).collect())
 }
 
 /// Whether this kernel accepts the hooks, according to `doctor`; if not, why.
@@ -309,9 +309,10 @@ fn waits_on_more_descriptors_than_fit_are_counted_without_their_object() -> Resu
         // The first round ends waits that began before the hooks were attached; a stalled thread may miss one.
         let least = (READERS * (ROUNDS - 2)) as u64;
         ensure!(all >= least, "{all} of {least} reads: {waits:?}");
+        let without: u64 = without.into_iter().map(count).sum();
         ensure!(
-            (1..READERS).contains(&with.len()) && without.iter().map(|wait| count(wait)).sum::<u64>() > 0,
-            "{} descriptors: {without:?}",
+            (1..READERS).contains(&with.len()) && without > 0,
+            "{} descriptors, and {without} reads without one: {waits:?}",
             with.len()
         );
         let runs = waits.iter().filter(|wait| wait["kind"] == "run_queue");
