@@ -423,7 +423,10 @@ mod tests {
         for processes in [1, 2, 8, 19] {
             let each = keys_of_each(wait_keys(64), processes);
             assert!(each >= MIN_KEYS_OF_PROCESS, "{processes}: {each}");
-            assert!(each * processes as u32 <= wait_keys(64), "{processes}: {each}");
+            assert!(
+                each * processes as u32 <= wait_keys(64),
+                "{processes}: {each}"
+            );
         }
         assert_eq!(keys_of_each(wait_keys(64), 4_096), MIN_KEYS_OF_PROCESS);
         assert_eq!(keys_of_each(32, 0), 32);
