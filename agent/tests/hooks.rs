@@ -1,5 +1,7 @@
 //! What the hooks of the watch tier leave in the kernel: nothing.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::{
     collections::BTreeSet,
     fs,
