@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 pub enum Room {
     /// It waits for most of its time, and uses 5% to 30% of a CPU.
     Little,
-    /// Something in it computes all the time, on one CPU.
+    /// Something in it computes for seconds, on one CPU.
     OneCpu,
-    /// It computes on several CPUs, or the cause is the CPU or the disk.
+    /// It computes on several CPUs, or the cause is the disk, or that another computes on the service's CPU.
     Machine,
 }
 

@@ -199,7 +199,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", THREADED)),
         programs: &[],
         modules: &["socket"],
-        room: OneCpu,
+        room: Little,
         play: lock::locked_call,
     },
     Scenario {
@@ -247,7 +247,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI],
         modules: &[],
-        room: Machine,
+        room: Little,
         play: cpu::quota,
     },
     Scenario {
@@ -256,7 +256,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI, "podman"],
         modules: &[],
-        room: Machine,
+        room: Little,
         play: cpu::quota_of_container,
     },
     Scenario {
@@ -582,14 +582,14 @@ pub const SCENARIOS: &[Scenario] = &[
         room: Little,
         play: shared::local_ports,
     },
-    // The limit is one of the machine: nothing else on it may track connections meanwhile.
+    // The limit is one of the machine: no other scenario may track connections.
     Scenario {
         name: "tracking-table",
         on: "a service of several processes -> Redis",
         planted: Some(planted("network_limited", THREADED)),
         programs: &["redis-server", "iptables"],
         modules: &["socket"],
-        room: Machine,
+        room: Little,
         play: tracking::table_full,
     },
     Scenario {
@@ -635,7 +635,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", COMPUTING)),
         programs: &["javac"],
         modules: &[],
-        room: Machine,
+        room: OneCpu,
         play: collectors::of_java,
     },
     Scenario {
@@ -644,7 +644,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", COMPUTING)),
         programs: &["javac"],
         modules: &[],
-        room: Machine,
+        room: OneCpu,
         play: collectors::pauses_of_java,
     },
     Scenario {
@@ -750,7 +750,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["gzip"],
         modules: &[],
-        room: Machine,
+        room: OneCpu,
         play: control::batch,
     },
     Scenario {
@@ -786,7 +786,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["javac"],
         modules: &[],
-        room: Machine,
+        room: Little,
         play: pools::normal_collection,
     },
     Scenario {
@@ -822,7 +822,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["mmap", "sqlite3"],
-        room: OneCpu,
+        room: Little,
         play: memory::fits,
     },
     Scenario {
@@ -903,7 +903,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["javac"],
         modules: &[],
-        room: Machine,
+        room: OneCpu,
         play: routine::warm_up,
     },
     Scenario {
