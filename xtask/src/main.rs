@@ -1,7 +1,7 @@
 //! `cargo xtask …`: the only build tool that a newcomer has to know.
 //!
-//! Each subcommand is a module of the same name. Shared modules: `tools` finds files and programs, `command` runs
-//! programs, `cargo` builds ours.
+//! Each subcommand is a module of the same name (`kernel` is `kernels`). Shared modules: `tools` finds files and
+//! programs, `command` runs programs, `cargo` builds ours, `architecture` has what differs between x86-64 and aarch64.
 #![forbid(unsafe_code)]
 
 mod accuracy;

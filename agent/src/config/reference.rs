@@ -39,7 +39,7 @@ const fn key(
 pub const KEYS: &[Key] = &[
     key("", "interval", "duration, 1ms to 60s", "100ms", "sampling interval; `--interval` overrides it"),
     key("", "focus_interval", "duration, 1ms to 60s", "10ms", "sampling interval of a focused service, as far as the budget allows"),
-    key("", "cpu_budget", "0.0005 to 1", "0.01", "CPU budget of the agent, as a fraction of one core; `diagnose` uses 0.05"),
+    key("", "cpu_budget", "0.0005 to 1", "0.01", "CPU budget of the agent, as a fraction of one core; `diagnose` and `top` use 0.05"),
     key("", "tier", "glance, auto or watch", "glance", "whether [hooks](../guides/exact-waits.md) measure waits exactly: never, while a queue is not ok, or always; `--tier` overrides it"),
     key("", "hook_budget", "0.0001 to 0.5", "0.01", "CPU budget of these hooks, as a fraction of the machine's CPU time"),
     key("", "otlp", "URL", "", "OTLP endpoint; `--otlp` and `OTEL_EXPORTER_OTLP_*` override it"),

@@ -27,8 +27,8 @@ const MIN_IDLE: f64 = 0.25;
 /// `small-backlog` tests the value.
 const MIN_EMPTY: f64 = 0.2;
 
-/// Workers that leave the queue empty in at least this share of its samples take what they are given. That they take less than
-/// before is no fault of theirs: the connections that the backlog kept out are missing.
+/// If the queue is empty in at least this share of its samples, the workers keep up. If they accept fewer connections
+/// than before, that is because the backlog has refused the others.
 const TAKEN_AT_ONCE: f64 = 0.8;
 
 /// Connections are refused although the workers have time and empty the queue again and again: bursts are larger than the backlog.
