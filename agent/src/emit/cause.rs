@@ -25,13 +25,28 @@ pub(crate) fn verdict(verdict: &Verdict) -> String {
 const FULL: &str = "it is full";
 
 /// The words for a cause with its culprit. A limit of the network is a table without room, and not a path without capacity.
-pub(crate) fn title(cause: Cause, culprit: Option<&Culprit>) -> &'static str {
+fn title(cause: Cause, culprit: Option<&Culprit>) -> &'static str {
     match culprit {
         Some(culprit) if cause == Cause::NetworkLimited && culprit.kind == CulpritKind::Limit => {
             FULL
         }
         _ => cause.title(),
     }
+}
+
+/// The words for a root cause beside its culprit. None for causes that describe whoever waits for the culprit: the threads
+/// of a lock's holder do not wait for that lock.
+pub(crate) fn beside_culprit(root: Cause, culprit: Option<&Culprit>) -> Option<&'static str> {
+    let is_of_those_who_wait = matches!(
+        root,
+        Cause::CpuStarved
+            | Cause::LockContention
+            | Cause::DownstreamSlow
+            | Cause::OutputBlocked
+            | Cause::PeerNotReading
+            | Cause::PeerNotSending
+    );
+    (culprit.is_none() || !is_of_those_who_wait).then(|| title(root, culprit))
 }
 
 /// `postgres (812) at 127.0.0.1:5432, container c0ffee123456`.
@@ -135,6 +150,18 @@ mod tests {
             explanation: None,
             messages: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_cause_of_those_who_wait_is_not_said_of_the_culprit() {
+        let holder = blaming(Cause::LockContention, Some(812), "postgres (812)").culprit;
+        let words = |root| beside_culprit(root, holder.as_ref());
+        assert_eq!(words(Cause::LockContention), None);
+        assert_eq!(words(Cause::CpuBound), Some("it is busy computing"));
+        assert_eq!(
+            beside_culprit(Cause::LockContention, None),
+            Some("its threads wait for a lock")
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod terminal;
 
 use std::io;
 
-pub(crate) use cause::{title, verdict as headline};
+pub(crate) use cause::{beside_culprit, verdict as headline};
 
 use crate::event::Event;
 

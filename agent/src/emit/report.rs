@@ -157,8 +157,11 @@ impl Report<'_> {
             self.shares(verdict);
             self.path(verdict);
             if let (Some(root), Some(culprit)) = (verdict.root, &verdict.culprit) {
-                let title = cause::title(root, Some(culprit));
-                self.row("culprit", &format!("{}: {title}", culprit.name));
+                let text = match cause::beside_culprit(root, Some(culprit)) {
+                    Some(title) => format!("{}: {title}", culprit.name),
+                    None => culprit.name.clone(),
+                };
+                self.row("culprit", &text);
             }
         }
         self.row("rates", &rates(episode));

@@ -77,7 +77,7 @@ fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
   path        uwsgi (4711)          97% waiting for postgres at 127.0.0.1:5432
               └─ postgres (815)     96% waiting for a row lock (reported by its process title)
                  └─ postgres (812)  idle in a transaction for at least 8.2 s
-  culprit     postgres (812): its threads wait for a lock
+  culprit     postgres (812)
   rates       in 40.0/s (baseline 39.8/s), out 4.1/s (baseline 40.0/s); consumer: departures below
               baseline
   queue       ▁▂▃▅▆██ max 101 of 100 connections; longest wait 2.3 s; 14 connections refused or

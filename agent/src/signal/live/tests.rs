@@ -63,7 +63,8 @@ fn the_worst_service_comes_first_with_its_verdict_and_its_history() {
         "a neighbour"
     );
     let root = episode.root.as_ref().unwrap();
-    assert_eq!(root.cause.as_deref(), Some("its threads wait for a lock"));
+    assert_eq!(root.cause, None, "the culprit holds the lock");
+    assert_eq!(root.culprit.as_deref(), Some("postgres (812)"));
     assert_eq!(view.ended.len(), 1);
     let calm = &view.services[2];
     assert_eq!(calm.queues.len(), 1, "one row, although it is idle");

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     detect::Gauge,
-    emit::{headline, json::round, title},
+    emit::{beside_culprit, headline, json::round},
     event::{Hop, Level, Verdict},
     queue::{Kind, QueueKey},
     sample::TargetId,
@@ -378,7 +378,9 @@ fn root(verdict: &Verdict) -> Root {
         _ => verdict.root,
     };
     Root {
-        cause: cause.map(|cause| title(cause, verdict.culprit.as_ref()).to_owned()),
+        cause: cause
+            .and_then(|cause| beside_culprit(cause, verdict.culprit.as_ref()))
+            .map(str::to_owned),
         culprit: verdict.culprit.as_ref().map(|it| it.name.clone()),
     }
 }
