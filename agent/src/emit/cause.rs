@@ -34,8 +34,8 @@ fn title(cause: Cause, culprit: Option<&Culprit>) -> &'static str {
     }
 }
 
-/// The words for a root cause beside its culprit. None for causes that describe whoever waits for the culprit: the threads
-/// of a lock's holder do not wait for that lock.
+/// The words for a root cause beside its culprit. None for causes that describe the threads that wait for the culprit: the
+/// holder of a lock does not wait for that lock.
 pub(crate) fn beside_culprit(root: Cause, culprit: Option<&Culprit>) -> Option<&'static str> {
     let is_of_those_who_wait = matches!(
         root,

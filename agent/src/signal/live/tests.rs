@@ -7,6 +7,7 @@ use super::{
     view::{Episode, Service, View},
 };
 use crate::{
+    cause::Cause,
     emit::{
         fixture::{SHOP, at, targets},
         json::reference::assert_documented,
@@ -19,8 +20,21 @@ use crate::{
 
 #[test]
 fn the_keys_of_the_view_are_those_of_the_documentation() {
-    let view = fixture::view();
-    assert_documented("live", &[serde_json::to_value(&view).unwrap()]);
+    let lock = fixture::view();
+    // A root cause that describes its culprit.
+    let mut computing = fixture::view();
+    let open = computing
+        .services
+        .iter_mut()
+        .flat_map(|it| &mut it.episodes);
+    let roots = open
+        .chain(&mut computing.ended)
+        .filter_map(|it| it.root.as_mut());
+    roots.for_each(|root| root.cause = Some(Cause::CpuBound.title().to_owned()));
+    assert_documented(
+        "live",
+        &[lock, computing].map(|view| serde_json::to_value(&view).unwrap()),
+    );
 }
 
 #[test]

@@ -182,7 +182,7 @@ pub struct Episode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Root {
-    /// The cause at the end, in words, if it is known.
+    /// The cause at the end, in words, if it is known and describes the culprit itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
