@@ -3,10 +3,12 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tailback_tests::pty::Pty;
 
 use crate::{
     cluster::{ctr, given, output},
@@ -19,6 +21,13 @@ const GUIDE: &str = "docs/guides/kubernetes.md";
 const REGISTRY: &str = "registry.example/tailback";
 /// The command that gets a collector in addition.
 const INSTALL: &str = "helm install";
+/// What commands have that are used on a terminal.
+const ON_TERMINAL: &str = "exec -it ";
+/// The size of that terminal.
+const COLUMNS: u16 = 100;
+const ROWS: u16 = 30;
+/// On the screen of such a command: how to quit.
+const QUIT: &str = "q quit";
 
 /// The checkout.
 pub fn repository() -> PathBuf {
@@ -40,16 +49,35 @@ fn commands(heading: &str) -> Result<Vec<String>> {
     Ok(block.lines().map(str::to_owned).collect())
 }
 
-/// Runs a line of the guide in a shell.
-fn run(stage: &Stage, line: &str) -> Result<String> {
+/// A shell that runs a line of the guide.
+fn shell(stage: &Stage, line: &str) -> Result<Command> {
     let mut path = vec![stage.kubectl().directory().to_owned()];
     path.push(helm()?.parent().context("a directory")?.to_owned());
     path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     let mut shell = stage.kubectl().command("timeout");
+    // Else `timeout` would take the terminal away from its command.
     shell
-        .args([&DEADLINE.as_secs().to_string(), "sh", "-ec", line])
-        .env("PATH", env::join_paths(path)?);
-    output(shell.current_dir(repository()))
+        .args([
+            "--foreground",
+            &DEADLINE.as_secs().to_string(),
+            "sh",
+            "-ec",
+            line,
+        ])
+        .env("PATH", env::join_paths(path)?)
+        .current_dir(repository());
+    Ok(shell)
+}
+
+/// Runs a line that takes over the terminal, and quits.
+fn run_on_terminal(stage: &Stage, line: &str) -> Result<()> {
+    let mut shell = shell(stage, line)?;
+    let mut pty = Pty::start(shell.env("TERM", "xterm-256color"), COLUMNS, ROWS)?;
+    pty.wait(QUIT)?;
+    pty.write("q")?;
+    let code = pty.wait_end()?;
+    ensure!(code == Some(0), "exit code {code:?}:\n{}", pty.screen());
+    Ok(())
 }
 
 pub fn as_documented(stage: &Stage) -> Result<()> {
@@ -85,11 +113,15 @@ pub fn as_documented(stage: &Stage) -> Result<()> {
         } else {
             line.clone()
         };
-        let printed = run(stage, &command)?;
-        eprintln!("    $ {line} ({:.1} s)", began.elapsed().as_secs_f64());
-        if line.contains(doctor) {
-            check_doctor(&printed)?;
+        if line.contains(ON_TERMINAL) {
+            run_on_terminal(stage, &command)?;
+        } else {
+            let printed = output(&mut shell(stage, &command)?)?;
+            if line.contains(doctor) {
+                check_doctor(&printed)?;
+            }
         }
+        eprintln!("    $ {line} ({:.1} s)", began.elapsed().as_secs_f64());
     }
     stage.wait_agent()?;
     eprintln!(
