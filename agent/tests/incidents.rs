@@ -21,8 +21,8 @@ use tailback::{
     sample::{
         Architecture, Sample,
         anonymize::{
-            Anonymizer, LEFT_OUT, PLACES, PROGRAMS, TITLES, is_of_a_pattern, is_of_a_runtime,
-            is_token,
+            Anonymizer, LEFT_OUT, PLACES, PRESETS, PROGRAMS, TITLES, is_of_a_pattern,
+            is_of_a_runtime, is_token,
         },
         file::{Reader, Writer},
         texts::{Text, each_text},
@@ -252,6 +252,9 @@ incidents! {
         ongoing: true,
         ..planted(LockContention, &[Accept], "ruby3.1 (8343)")
     }),
+    // The queue is inside Redis, and the workers of RQ wait for a row.
+    job_queue "job-queue" Some(planted(DownstreamSlow, &[App], "postgres (27089)")),
+    job_queue_alone "job-queue-alone" Some(planted(ConsumerStalled, &[App], "")),
     master_lock "master-lock" Some(planted(LockContention, &[Accept, Inflight], "name-a (19563)")),
     resolver_threads "resolver-threads" Some(planted(DownstreamSlow, &[Accept, Inflight], "127.53.31.66:53")),
     // Two of the threads in which Node resolves names wait, and its loop waits for them.
@@ -295,6 +298,7 @@ incidents! {
     busy "busy" None,
     batch "batch" None,
     bursty "bursty" None,
+    jobs "jobs" None,
     keep_alive "keep-alive" None,
     rolling_restart "rolling-restart" None,
     slow_by_design "slow-by-design" None,
@@ -578,7 +582,10 @@ fn is_anonymous(what: Text, text: &str) -> bool {
         Text::Title => TITLES.contains(&word) || word.strip_suffix(':').is_some_and(is_program),
         Text::Line => is_of_a_pattern(word),
         Text::Message => true,
-        Text::Container | Text::Attribute | Text::Device | Text::Notice => is_token(word),
+        Text::Preset => is_token(word) || PRESETS.contains(&word),
+        Text::Container | Text::Attribute | Text::Device | Text::Notice | Text::Queue => {
+            is_token(word)
+        }
     };
     let is_of_a_runtime = matches!(what, Text::Name) && is_of_a_runtime(text);
     is_of_a_runtime

@@ -112,6 +112,11 @@ impl Track {
                 service_ns.saturating_mul(WINDOW_SERVICE_TIMES)
             })
             .clamp(settings.window_ns, settings.window_max_ns);
+        // A queue that is read rarely may drain in between: at least two readings decide.
+        let window_ns = match self.kind {
+            Kind::App => window_ns.max(reading.elapsed_ns.unwrap_or(0)),
+            _ => window_ns,
+        };
         let score = self.score(
             reading,
             now_ns,
@@ -216,7 +221,10 @@ impl Track {
             return self.level > Level::Ok;
         }
         let onset_ns = *self.onset_ns.get_or_insert(now_ns);
-        now_ns.saturating_sub(onset_ns) >= FOCUS_AFTER_NS || self.level > Level::Ok
+        // The next reading of a queue that is read rarely is seconds away, but sooner in focus.
+        self.kind == Kind::App
+            || now_ns.saturating_sub(onset_ns) >= FOCUS_AFTER_NS
+            || self.level > Level::Ok
     }
 
     /// A reading of a healthy queue extends its baselines. Otherwise the last seconds are removed from them, because the episode

@@ -123,6 +123,8 @@ pub enum QueueId {
         tgid: Option<u32>,
         half: RingHalf,
     },
+    /// A queue inside the service, by preset and name: `redis: celery`.
+    App { preset: Arc<str>, name: Arc<str> },
 }
 
 /// What the unix sockets of one queue have in common.
@@ -179,6 +181,7 @@ impl Display for QueueId {
                 path,
                 inode: Some(inode),
             } => write!(out, "{path} [{inode}]"),
+            Self::App { preset, name } => write!(out, "{preset}: {name}"),
             Self::Thread { name, tid } => write!(out, "{name}/{tid}"),
             Self::Threads => out.write_str("threads"),
             Self::Lock { address, tgid } => write!(out, "{address:#x} of {tgid}"),
@@ -315,6 +318,13 @@ mod tests {
             (QueueId::Cgroup("/svc".into()), "/svc"),
             (QueueId::Machine, "machine"),
             (QueueId::OpenFiles, "open files"),
+            (
+                QueueId::App {
+                    preset: "redis".into(),
+                    name: "celery".into(),
+                },
+                "redis: celery",
+            ),
             (ring(None, RingHalf::Submission), "ring fd 9 sq"),
             (ring(Some(12), RingHalf::Completion), "ring fd 9 of 12 cq"),
         ];

@@ -152,6 +152,12 @@ kinds! {
         name: "uring", wire: 16, unit: "entries", criterion: DelayAndFill, losses: "completions dropped",
         advice: "The process does not consume completions from its ring: inspect the thread that owns it.",
     }
+    /// Queues inside the service, as the service reports them.
+    App {
+        name: "app", wire: 17, unit: "items", criterion: DelayAndFill, losses: "items lost or rejected",
+        advice: "Items wait inside the service, or in the broker, longer than they take to be processed: find out what \
+                 its consumers wait for, and whether it has any.",
+    }
 }
 
 impl Kind {
@@ -218,6 +224,7 @@ mod tests {
             (Kind::Send, 14),
             (Kind::Fd, 15),
             (Kind::Uring, 16),
+            (Kind::App, 17),
         ];
         for (kind, number) in published {
             assert_eq!(kind.wire(), number, "{}", kind.name());

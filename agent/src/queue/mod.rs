@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod app;
 mod conversations;
 mod disk;
 mod downstream;
@@ -178,6 +179,7 @@ pub struct Model {
 /// episodes: those nearest the cause first, accept and SYN queues last.
 fn sources() -> Vec<Box<dyn Source>> {
     vec![
+        Box::<app::Apps>::default(),
         Box::<uring::Uring>::default(),
         Box::<fd::Files>::default(),
         Box::<memory::Memory>::default(),

@@ -58,6 +58,18 @@ pub const PROGRAMS: &[&str] = &[
     "valkey-server",
     "varnishd",
 ];
+/// Presets of queues inside services that are kept: those that come with the agent.
+pub const PRESETS: &[&str] = &[
+    "envoy",
+    "haproxy",
+    "litellm",
+    "micrometer",
+    "nats",
+    "pgbouncer",
+    "rabbitmq",
+    "redis",
+    "vllm",
+];
 /// Names of a runtime's own threads, without the number that may follow. They are kept, because the rules know them.
 const THREADS: &[&str] = &["GC Thread#", "VM Periodic Tas", VM_THREAD];
 /// Names of directories and control groups that are kept.
@@ -201,12 +213,16 @@ impl Anonymizer {
             Text::Group => self.places(Text::Group, text),
             Text::Title => title(text),
             Text::Message if is_known(text) => text.to_owned(),
+            Text::Preset if PRESETS.contains(&text) => text.to_owned(),
             // The message's name has already been replaced, so filter the line by all patterns.
             Text::Line => line(text),
             Text::Notice => LEFT_OUT.to_owned(),
-            Text::Container | Text::Attribute | Text::Device | Text::Message => {
-                self.token(what, text)
-            }
+            Text::Container
+            | Text::Attribute
+            | Text::Device
+            | Text::Message
+            | Text::Preset
+            | Text::Queue => self.token(what, text),
         }
     }
 
@@ -316,6 +332,8 @@ fn prefix(what: Text) -> &'static str {
         Text::Attribute => "attribute",
         Text::Device => "device",
         Text::Message => "own",
+        Text::Preset => "preset",
+        Text::Queue => "queue",
         Text::Title | Text::Line | Text::Notice => "text",
     }
 }
@@ -334,6 +352,8 @@ pub fn is_token(word: &str) -> bool {
         "attribute",
         "device",
         "own",
+        "preset",
+        "queue",
         "text",
     ];
     prefixes.contains(&prefix)

@@ -15,8 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Architecture, Conntrack, Epoll, Hidden, HookReport, IoLimit, JvmCounters, LocalPorts, LockWait,
-    OnAccelerator, Refaults, Sample, TargetId, Workload,
+    AppAnswer, Architecture, Conntrack, Epoll, Hidden, HookReport, IoLimit, JvmCounters,
+    LocalPorts, LockWait, OnAccelerator, Refaults, Sample, TargetId, Workload,
 };
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
@@ -95,6 +95,12 @@ struct AppendedHooks<Hooks> {
     hooks: Hooks,
 }
 
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedApp<App> {
+    app: App,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -143,7 +149,8 @@ impl<W: Write> Writer<W> {
             .map(|target| (target.id, &target.workload))
             .filter(|(_, workload)| **workload != Workload::default())
             .collect();
-        let has_hooks = sample.hooks.is_some();
+        let has_app = !sample.app.is_empty();
+        let has_hooks = sample.hooks.is_some() || has_app;
         let has_jvm_counters = !sample.jvm_counters.is_empty() || has_hooks;
         let has_architecture = sample.architecture != Architecture::default() || has_jvm_counters;
         let has_conntrack = sample.conntrack.is_some() || has_architecture;
@@ -208,6 +215,10 @@ impl<W: Write> Writer<W> {
             let appended = AppendedHooks {
                 hooks: &sample.hooks,
             };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_app {
+            let appended = AppendedApp { app: &sample.app };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
         self.pending.extend((encoded.len() as u32).to_le_bytes());
@@ -412,9 +423,15 @@ impl<R: Read> Reader<R> {
             sample.jvm_counters = appended.jvm_counters;
         }
         if !rest.is_empty() {
-            let appended: AppendedHooks<Option<HookReport>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedHooks<Option<HookReport>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.hooks = appended.hooks;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedApp<Vec<AppAnswer>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.app = appended.app;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -481,8 +498,8 @@ impl<R: Read> Reader<R> {
 mod tests {
     use super::*;
     use crate::sample::{
-        Accelerator, Detail, HiddenFact, LockHolder, NamedBy, Owner, SharedLock, State, Syscall,
-        Target, Wait,
+        Accelerator, AppQueue, AppUnit, Detail, HiddenFact, LockHolder, NamedBy, Owner, SharedLock,
+        State, Syscall, Target, Wait,
     };
 
     fn recording(samples: u64) -> Vec<u8> {
@@ -748,6 +765,40 @@ mod tests {
         let mut reader = Reader::new(bytes.as_slice()).unwrap();
         assert_eq!(reader.next_sample().unwrap(), Some(sample));
         assert_eq!(reader.next_sample().unwrap(), Some(Sample::default()));
+    }
+
+    #[test]
+    fn queues_that_services_report_are_read_back() {
+        let queue = AppQueue {
+            name: "orders".to_owned(),
+            unit: AppUnit::Messages,
+            depth: 7,
+            oldest_ns: Some(3),
+            context: vec![("alarms".to_owned(), 1.0)],
+            ..AppQueue::default()
+        };
+        let answer = |queues| AppAnswer {
+            tgid: 7,
+            preset: "rabbitmq".to_owned(),
+            at_ns: 5,
+            took_ns: 2,
+            queues,
+        };
+        let answers = [vec![answer(Some(vec![queue]))], vec![], vec![answer(None)]];
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        let samples = answers.map(|app| Sample {
+            app,
+            ..Sample::default()
+        });
+        for sample in &samples {
+            writer.add(sample).unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        for expected in samples {
+            assert_eq!(reader.next_sample().unwrap(), Some(expected));
+        }
     }
 
     #[test]

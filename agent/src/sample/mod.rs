@@ -6,6 +6,7 @@
 
 mod accelerators;
 pub mod anonymize;
+mod app;
 mod architecture;
 mod conntrack;
 pub mod cut;
@@ -21,6 +22,7 @@ mod threads;
 mod workload;
 
 pub use accelerators::{Accelerator, OnAccelerator};
+pub use app::{AppAnswer, AppQueue, AppUnit};
 pub use architecture::Architecture;
 pub use conntrack::Conntrack;
 pub use hooks::{
@@ -129,6 +131,9 @@ pub struct Sample {
     /// Exact waits, in one sample a second of an agent with hooks. Recorded likewise.
     #[serde(skip)]
     pub hooks: Option<HookReport>,
+    /// Answers of services that were asked for their own queues. Recorded likewise.
+    #[serde(skip)]
+    pub app: Vec<AppAnswer>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, CpuUser, Detail, Hidden, Holder, HookCost, HookLoss, IoLimit, Listening, LockWait,
-    Message, Notice, Peer, Refaults, Sample, SharedLock, Target, Title, Wait,
+    AppAnswer, AppQueue, Cgroup, CpuUser, Detail, Hidden, Holder, HookCost, HookLoss, IoLimit,
+    Listening, LockWait, Message, Notice, Peer, Refaults, Sample, SharedLock, Target, Title, Wait,
 };
 
 /// The type of a text.
@@ -29,6 +29,10 @@ pub enum Text {
     Line,
     /// The text of a notice of the agent.
     Notice,
+    /// The name of a preset.
+    Preset,
+    /// The name of a queue inside a service, or of a value beside it.
+    Queue,
 }
 
 /// Passes each text to `visit`, which may change it. A new field of a sample must be added here: this does not compile
@@ -71,6 +75,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         hidden,
         architecture: _,
         jvm_counters: _,
+        app,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);
@@ -131,6 +136,9 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
     for wait in lock_waits.iter_mut().flatten() {
         lock_wait(wait, visit);
     }
+    for answer in app {
+        app_answer(answer, visit);
+    }
     for Refaults { cgroup, .. } in refaults {
         visit(Text::Group, cgroup);
     }
@@ -185,6 +193,41 @@ fn thread(wait: &mut Wait, visit: &mut impl FnMut(Text, &mut String)) {
                 visit(Text::Path, path);
                 each(Text::Device, device, visit);
             }
+        }
+    }
+}
+
+fn app_answer(answer: &mut AppAnswer, visit: &mut impl FnMut(Text, &mut String)) {
+    let AppAnswer {
+        tgid: _,
+        preset,
+        at_ns: _,
+        took_ns: _,
+        queues,
+    } = answer;
+    visit(Text::Preset, preset);
+    for queue in queues.iter_mut().flatten() {
+        let AppQueue {
+            name,
+            unit: _,
+            depth: _,
+            limit: _,
+            limit_rejects: _,
+            serving: _,
+            slots: _,
+            entered: _,
+            left: _,
+            lost: _,
+            waited_ns: _,
+            waits: _,
+            oldest_ns: _,
+            consumers: _,
+            context,
+            consumer_tgids: _,
+        } = queue;
+        visit(Text::Queue, name);
+        for (measure, _) in context {
+            visit(Text::Queue, measure);
         }
     }
 }

@@ -98,7 +98,7 @@ static inline const char *tailback_kind_name(uint32_t kind)
 {
     static const char *const names[] = {
         "syn", "accept", "recv", "udp", "unix", "pipe", "inflight", "workers", "eventloop",
-        "runqueue", "lock", "disk", "memory", "downstream", "send", "fd", "uring",
+        "runqueue", "lock", "disk", "memory", "downstream", "send", "fd", "uring", "app",
     };
     return kind < sizeof names / sizeof *names ? names[kind] : "unknown";
 }

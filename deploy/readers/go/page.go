@@ -46,7 +46,7 @@ type Kind uint16
 
 func (k Kind) String() string {
 	return nameOf(uint32(k), "syn", "accept", "recv", "udp", "unix", "pipe", "inflight", "workers", "eventloop",
-		"runqueue", "lock", "disk", "memory", "downstream", "send", "fd", "uring")
+		"runqueue", "lock", "disk", "memory", "downstream", "send", "fd", "uring", "app")
 }
 
 func nameOf(number uint32, names ...string) string {

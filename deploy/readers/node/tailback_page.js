@@ -22,7 +22,7 @@ const os = require('node:os');
 
 // The names of the kinds, by their number in the page. A number is never reused.
 const KINDS =
-  'syn accept recv udp unix pipe inflight workers eventloop runqueue lock disk memory downstream send fd uring'.split(' ');
+  'syn accept recv udp unix pipe inflight workers eventloop runqueue lock disk memory downstream send fd uring app'.split(' ');
 const LEVELS = ['ok', 'warn', 'critical', 'full'];
 
 /**

@@ -31,7 +31,7 @@ __all__ = ["Entry", "Page", "Pressure", "open", "since_s", "waited_s"]
 
 # The names of the kinds, by their number in the page. A number is never reused.
 KINDS = (
-    "syn accept recv udp unix pipe inflight workers eventloop runqueue lock disk memory downstream send fd uring".split()
+    "syn accept recv udp unix pipe inflight workers eventloop runqueue lock disk memory downstream send fd uring app".split()
 )
 LEVELS = ("ok", "warn", "critical", "full")
 

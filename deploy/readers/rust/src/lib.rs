@@ -86,7 +86,7 @@ pub mod layout {
     /// Flag: work enters the service through this queue, so it counts for the admit ratio.
     pub const INBOUND: u16 = 8;
     /// Names of the queue kinds, by number. A number is never reused.
-    pub const KINDS: [&str; 17] = [
+    pub const KINDS: [&str; 18] = [
         "syn",
         "accept",
         "recv",
@@ -104,6 +104,7 @@ pub mod layout {
         "send",
         "fd",
         "uring",
+        "app",
     ];
     /// Names of the levels, by number.
     pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
