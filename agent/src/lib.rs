@@ -5,6 +5,7 @@
 //! output. The tidy test (`xtask/tests/tidy`) lists what each module may import.
 
 pub mod adapters;
+pub mod app;
 pub mod cause;
 pub mod cli;
 pub mod collect;

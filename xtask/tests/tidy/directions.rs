@@ -37,14 +37,17 @@ const MODULES: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("confinement", &[]),
     ("target", &["sample", "text"]),
+    ("app", &["sample", "text"]),
     (
         "collect",
-        &["in_order", "kernel", "messages", "sample", "target", "text"],
+        &[
+            "app", "in_order", "kernel", "messages", "sample", "target", "text",
+        ],
     ),
     // What users say, and what they get.
     (
         "config",
-        &["collect", "detect", "messages", "queue", "target"],
+        &["app", "collect", "detect", "messages", "queue", "target"],
     ),
     (
         "emit",
@@ -92,6 +95,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
     ("topology", &["inputs", "listening_sockets", "titles"]),
     ("held_pool", &["inputs", "topology"]),
     ("log_evidence", &[]),
+    ("consumers", &[]),
     ("classify", &["topology"]),
     ("loop_turns", &["classify", "inputs"]),
     (
@@ -104,6 +108,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
         "wait_graph",
         &[
             "classify",
+            "consumers",
             "listening_sockets",
             "profile",
             "thread_set",
