@@ -4,6 +4,7 @@
 //! key. [`mod@reference`] lists every key; the table in `docs/reference/configuration.md` is generated from it.
 #![forbid(unsafe_code)]
 
+mod app;
 mod detect;
 pub mod file;
 pub mod reference;
@@ -16,9 +17,9 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Deserializer, de};
 use wildmatch::WildMatch;
 
-use self::{detect::Detect, signal::Signal};
+use self::{app::App, detect::Detect, signal::Signal};
 use crate::{
-    collect::{Budget, DEFAULT_HOOK_BUDGET, Tier},
+    collect::{AppSettings, Budget, DEFAULT_HOOK_BUDGET, Tier},
     detect::SettingsFor,
     messages::Table,
     target::{Selector, Spec},
@@ -64,6 +65,8 @@ pub struct Config {
     logs: Logs,
     #[serde(default)]
     pub signal: Signal,
+    #[serde(default)]
+    app: App,
 }
 
 /// `[logs]`: which logs are read for messages about full queues, and for which ones.
@@ -155,6 +158,7 @@ impl Config {
                 .with_context(|| format!("invalid [[target]] number {}", index + 1))?;
         }
         self.message_table().context("invalid [[logs.pattern]]")?;
+        self.apps()?;
         let interval = Duration::from_nanos(self.budget().interval_ns);
         self.signal.check(interval).context("invalid [signal]")?;
         Ok(())
@@ -172,6 +176,16 @@ impl Config {
     pub fn messages(&self) -> Result<Option<Table>> {
         let reads = self.logs.read.unwrap_or(true);
         reads.then(|| self.message_table()).transpose()
+    }
+
+    /// Which services are asked for their own queues, and how; `None` if none may be.
+    pub fn apps(&self) -> Result<Option<AppSettings>> {
+        self.app.settings().context("invalid [app]")
+    }
+
+    /// Whether the same services are asked in the same way.
+    pub fn has_same_apps(&self, other: &Self) -> bool {
+        self.app == other.app
     }
 
     fn message_table(&self) -> Result<Table> {

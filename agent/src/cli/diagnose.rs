@@ -81,6 +81,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     // Focus every target from the start: there is no time to wait for a level change.
     collector.focus_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
+    collector.ask_apps(config.apps().map_err(Failure::usage)?);
     let mut clock = SamplingClock::with(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     if options.explain {

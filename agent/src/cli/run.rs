@@ -219,6 +219,7 @@ impl Next<'_> {
         } = self.options;
         let specs = targets.specs(self.to).map_err(anyhow::Error::msg)?;
         let messages = self.to.messages()?;
+        let apps = self.to.apps()?;
         let interval = timing.interval_or(self.to);
         signals.check(&self.to.signal, interval)?;
         if clock.has_hooks {
@@ -228,6 +229,9 @@ impl Next<'_> {
         clock.collector.set_specs(specs);
         if !self.to.has_same_logs(self.from) {
             clock.collector.read_logs(messages);
+        }
+        if !self.to.has_same_apps(self.from) {
+            clock.collector.ask_apps(apps);
         }
         if timing.budget(self.to) != timing.budget(self.from) {
             clock.collector.set_budget(timing.budget(self.to));
@@ -294,6 +298,7 @@ impl SamplingClock {
         )?;
         collector.set_tier(tier, config.hook_budget());
         collector.read_logs(config.messages().map_err(Failure::usage)?);
+        collector.ask_apps(config.apps().map_err(Failure::usage)?);
         Ok(Self {
             has_hooks: tier.has_hooks(),
             ..Self::with(collector, timing.duration)

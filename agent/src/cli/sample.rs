@@ -24,6 +24,8 @@ use crate::{
 
 /// Default sampling interval.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// How long services are waited for that are asked for their own queues: their time limit, and some to spare.
+const APP_LIMIT: Duration = Duration::from_millis(400);
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -48,6 +50,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         true,
         options.targets.load_options(Tier::Glance),
     )?;
+    collector.ask_apps(config.apps().map_err(Failure::usage)?);
     let mut pipeline = Pipeline::new(config.settings_for(), true);
     let mut json = options.json.then(|| Json::new(io::stdout()));
     let plan = SamplePlan::complete();
@@ -57,6 +60,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         .sample(plan, OutputStats::default())
         .map_err(Failure::kernel)?;
     let targets = first.targets.clone().unwrap_or_default();
+    // The first scan found where services are asked.
+    collector.wait_for_apps(APP_LIMIT);
     let mut events: Vec<Event> = pipeline.step(&first).events;
     if let Some(json) = &mut json {
         events.retain(|event| matches!(event, Event::Targets { .. }));

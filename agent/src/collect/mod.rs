@@ -12,11 +12,13 @@
 //!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`,
 //!   `jvm_counters`, `paths`, `titles`, `logs`.
 //! - *Hooks*: `tier` decides when those of the watch tier are attached, `exact_waits` reads what they measure.
+//! - *Services' own queues*: `app`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
 
 mod accelerators;
+mod app;
 mod background_scans;
 mod clock;
 mod conntrack;
@@ -54,6 +56,8 @@ use std::{collections::BTreeSet, path::Path, thread, time::Duration};
 
 use accelerators::Accelerators;
 use anyhow::Result;
+pub use app::AppSettings;
+use app::Apps;
 use background_scans::BackgroundScans;
 use clock::CpuTimer;
 pub use clock::{
@@ -89,6 +93,7 @@ use system::System;
 pub use tier::{DEFAULT_HOOK_BUDGET, Tier};
 use titles::Titles;
 
+pub use crate::app::asker::Report as AppReport;
 use crate::{
     kernel::scanner::{Bare, Scanner},
     messages::Table,
@@ -141,6 +146,7 @@ pub struct Collector {
     cpu_accounting: CpuAccounting,
     report: Report,
     notices: Notices,
+    apps: Apps,
 }
 
 impl Collector {
@@ -174,6 +180,7 @@ impl Collector {
             cpu_accounting: CpuAccounting::default(),
             report: Report::new(now_ns),
             notices: Notices::default(),
+            apps: Apps::default(),
         }
     }
 
@@ -185,6 +192,22 @@ impl Collector {
     /// Attaches hooks as this tier says, if the scanner has loaded them; they may take this share of the machine's CPU time.
     pub fn set_tier(&mut self, tier: Tier, hook_budget: f64) {
         self.exact_waits = ExactWaits::new(tier, hook_budget);
+    }
+
+    /// Asks services for their own queues, as these say; `None` turns that off.
+    pub fn ask_apps(&mut self, settings: Option<AppSettings>) {
+        self.apps.set(settings);
+        self.update_apps();
+    }
+
+    /// Waits until all recognized services were asked once, but not longer than `limit`.
+    pub fn wait_for_apps(&self, limit: Duration) {
+        self.apps.wait(limit);
+    }
+
+    /// What is known about each process that is asked, for `doctor`.
+    pub fn app_reports(&self) -> Vec<AppReport> {
+        self.apps.reports()
     }
 
     /// Watches what these select, from the next sample on. Targets that are still selected continue.
@@ -295,6 +318,8 @@ impl Collector {
             self.poll_hooks(&mut sample);
         }
         self.peers.report(&mut sample);
+        self.apps
+            .report(&mut sample, plan.complete, &mut self.notices);
         self.processes.report(&mut sample);
         sample.notices = self.notices.take();
         sample.notices.append(&mut outputs.notices);
@@ -370,9 +395,21 @@ impl Collector {
         if self.processes.set_targets(&found) {
             self.update_focus_scope()?;
         }
+        self.update_apps();
         self.notices.report_unmatched(&found.unmatched);
         self.notices.report_left_out(found.left_out);
         Ok(found)
+    }
+
+    /// Updates which services are asked, and where.
+    fn update_apps(&mut self) {
+        let focus = &self.focus;
+        self.apps.update(
+            self.processes.watched(),
+            self.holders.listeners(),
+            |tgid| focus.contains(tgid),
+            &mut self.notices,
+        );
     }
 
     /// The scans that make up a sample: sockets and other files, then threads.
@@ -388,8 +425,12 @@ impl Collector {
                     .scan_focused_sockets(&mut self.scanner, sample)?
             };
             self.report.count_records(records);
+            self.apps.leave_out_own(sample);
         }
         if plan.files {
+            if self.apps.set_unix(&sample.unix) {
+                self.update_apps();
+            }
             self.paths
                 .resolve_pipes(&mut sample.pipes, self.processes.watched());
             if self.holders.set_shared(sample) {
@@ -638,6 +679,9 @@ impl Collector {
         }
         let listeners = self.holders.listening_ports();
         let is_served = |netns, port| listeners.contains(&(netns, port));
+        self.apps
+            .find_consumers(&sample.connections, self.peers.found_peers());
+        self.neighbours.set_consumers(self.apps.consumer_ends());
         self.neighbours.set_ends(sample, is_served);
         let has_new = self.peers.search_for(
             &sample.connections,

@@ -24,6 +24,8 @@ pub(super) struct Neighbours {
     ends: Vec<(u32, End)>,
     /// The holders of the locks that each process waits for.
     lock_holders: Vec<(u32, End)>,
+    /// The processes that take items from the queues inside each process.
+    consumers: Vec<(u32, End)>,
 }
 
 /// A process that is watched only as a neighbour.
@@ -50,6 +52,12 @@ impl Neighbours {
     pub(super) fn set_ends(&mut self, sample: &Sample, is_served: impl Fn(u32, u16) -> bool) {
         self.ends = ends(&sample.connections, &sample.pipes, &sample.unix, is_served);
         self.ends.extend(&self.lock_holders);
+        self.ends.extend(&self.consumers);
+    }
+
+    /// Updates the processes that take items from the queues inside services.
+    pub(super) fn set_consumers(&mut self, consumers: impl Iterator<Item = (u32, End)>) {
+        self.consumers = consumers.collect();
     }
 
     /// Updates the holders of the locks that processes wait for. `None`: they wait for none.
@@ -117,6 +125,7 @@ impl Neighbours {
         self.selected.clear();
         self.ends.clear();
         self.lock_holders.clear();
+        self.consumers.clear();
     }
 
     /// Adds processes (tgid, start time); returns whether any is new. Beyond [`MAX_NEIGHBOURS`], drops those that were reached

@@ -63,6 +63,38 @@ pub const KEYS: &[Key] = &[
     key("[logs]", "read", "boolean", "true", "whether logs of focused services are read"),
     key("[[logs.pattern]]", "name", "lower-case letters, digits, `_`", "", "name of the message; a known name adds to its patterns; required"),
     key("[[logs.pattern]]", "pattern", "text, at most 200 bytes", "", "text in the line, `*` matches anything; required; at most 64 patterns"),
+    key("[app]", "enabled", "boolean", "true", "whether services are asked for the queues that they keep themselves"),
+    key("[app]", "disabled", "names of presets", "", "presets that are not used"),
+    key("[app]", "also", "names of presets", "", "presets that are used only if named here: `micrometer`"),
+    key("[[app.login]]", "preset", "name of a preset", "", "whose processes ask for a password; required"),
+    key("[[app.login]]", "process_user", "user id", "", "only processes of this user get the password: any process can call itself like a server; required"),
+    key("[[app.login]]", "user", "text", "", "by default that of the preset"),
+    key("[[app.login]]", "password_file", "absolute path", "", "a file with the password, read at each login; required"),
+    key("[[app.preset]]", "name", "lower-case letters, digits, `_`, at most 40", "", "part of the names of its queues; a preset of the agent with this name is replaced; required"),
+    key("[[app.preset]]", "find", "`exe`: base names of executables, `argv`: consecutive arguments", "", "which processes: one of each that is given; required"),
+    key("[[app.preset]]", "at", "`ports`, `port_options`, `sockets`, `only_sockets`", "", "which of the process's own listeners: ports, options of the process that name one, base names of unix sockets; by default any port"),
+    key("[[app.preset]]", "proof", "name of a value", "", "a value that each answer has; required"),
+    key("[[app.preset]]", "pace", "duration, 500ms to 1h", "5s", "interval between requests; at least 50 times the time that an answer takes"),
+    key("[[app.preset]]", "focused_pace", "duration, 500ms to 1h", "1s", "the same while the service is focused"),
+    key("[[app.preset]]", "opt_in", "boolean", "false", "used only if `also` names it"),
+    key("[[app.preset]]", "ask", "tables, by `protocol`: `prometheus`, `json`, `csv`, `pairs`, `postgres`, `redis`", "", "the requests ([their keys](queues/app.md#requests)); required"),
+    key("[[app.preset]]", "queue", "`[[app.preset.queue]]` tables", "", "what the answers mean; required"),
+    key("[[app.preset.queue]]", "name", "text; `{label}` stands for the value of a label", "", "a queue for each value of its labels; required"),
+    key("[[app.preset.queue]]", "unit", "items, messages, jobs, tasks, requests, clients, connections, threads or bytes", "", "what it counts; required"),
+    key("[[app.preset.queue]]", "depth", "value", "", "what waits: the name of a value, `name{label=text}`, a list that is added up, `{ first = [\"a\", \"b\"] }`: the first that the answer has, or `{ option = [\"--name\"] }` of the process; required"),
+    key("[[app.preset.queue]]", "limit", "value", "", "the most that may wait"),
+    key("[[app.preset.queue]]", "limit_rejects", "boolean", "false", "whether work is rejected, or its producer blocked, at the limit"),
+    key("[[app.preset.queue]]", "serving", "value", "", "what is in work"),
+    key("[[app.preset.queue]]", "slots", "value", "", "the most that may be in work"),
+    key("[[app.preset.queue]]", "entered", "counter", "", "what entered; computed from `left` and the depth if it is absent"),
+    key("[[app.preset.queue]]", "left", "counter", "", "what left; likewise from `entered`"),
+    key("[[app.preset.queue]]", "lost", "counter", "", "what was lost or rejected"),
+    key("[[app.preset.queue]]", "waited", "`seconds`, `milliseconds` or `microseconds` = counter", "", "the time that items waited in total"),
+    key("[[app.preset.queue]]", "waits", "counter", "", "the number of items in `waited`"),
+    key("[[app.preset.queue]]", "oldest", "like `waited`, or `since_seconds`, `since_milliseconds` = a moment since 1970", "", "age of the oldest item"),
+    key("[[app.preset.queue]]", "consumers", "value", "", "how many take items from it"),
+    key("[[app.preset.queue]]", "consumed_by", "name of a value", "", "the [addresses of its consumers](queues/app.md#consumers)"),
+    key("[[app.preset.queue]]", "context", "table of values", "", "shown as evidence, never judged"),
     key("[signal]", "publish", "boolean", "true", "whether pages and the stream are published"),
     key("[signal]", "directory", "absolute path", "/run/tailback", "directory of pages and sockets; `$RUNTIME_DIRECTORY` (systemd) comes before the default"),
     key("[signal]", "directory_wait", "duration, at most 10m", "0s", "how long a starting agent waits for another one that publishes there to end"),
@@ -122,6 +154,7 @@ mod tests {
         match section {
             "" => String::new(),
             "[detect.*]" => "[detect.all]\n".to_owned(),
+            "[[app.preset.queue]]" => "[[app.preset]]\n[[app.preset.queue]]\n".to_owned(),
             section => format!("{section}\n"),
         }
     }
@@ -151,7 +184,11 @@ mod tests {
                 .map(|other| other.trim_matches(['[', ']']))
                 .filter_map(|other| match prefix {
                     "" => other.split('.').next().filter(|name| !name.is_empty()),
-                    prefix => other.strip_prefix(prefix)?.strip_prefix('.'),
+                    prefix => other
+                        .strip_prefix(prefix)?
+                        .strip_prefix('.')?
+                        .split('.')
+                        .next(),
                 });
             listed.extend(below.map(str::to_owned));
             assert_eq!(listed, accepted(section), "keys of {section:?}");
@@ -161,7 +198,7 @@ mod tests {
     #[test]
     fn the_defaults_in_the_table_are_the_defaults_in_force() {
         let mut text = String::new();
-        for section in ["", "[detect.*]", "[logs]", "[signal]"] {
+        for section in ["", "[detect.*]", "[logs]", "[app]", "[signal]"] {
             text += &header(section);
             for key in KEYS
                 .iter()

@@ -225,9 +225,9 @@ impl File<'_> {
                 format!("[{}]", values.join(", "))
             }
             DeValue::Table(table) => {
-                let entries = table
-                    .iter()
-                    .map(|(key, value)| format!("{} = {}", key.get_ref(), self.literal(value)));
+                let entries = table.iter().map(|(key, value)| {
+                    format!("{} = {}", bare(key.get_ref()), self.literal(value))
+                });
                 format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
             }
             _ => self.text[value.span()].to_owned(),
@@ -249,6 +249,16 @@ fn default(key: &Key) -> String {
         key.default.to_owned()
     } else {
         quoted(key.default)
+    }
+}
+
+/// A key as TOML writes it.
+fn bare(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !key.is_empty() && key.bytes().all(is_bare) {
+        key.to_owned()
+    } else {
+        quoted(key)
     }
 }
 
@@ -292,6 +302,18 @@ targets = [
   "a",  # one
   "b",
 ]
+[app]
+disabled = ["redis"]
+[[app.preset]]
+name = "shop"
+find = { exe = ["shopd"] }
+proof = "waiting"
+ask = [{ protocol = "prometheus", paths = ["/metrics"] }]
+[[app.preset.queue]]
+name = "all"
+unit = "jobs"
+depth = "waiting"
+context = { "jobs kept" = "kept" }
 "#;
 
     fn nothing(_: &str) -> Option<String> {
@@ -307,6 +329,7 @@ targets = [
             let original = Config::parse(file).unwrap();
             assert_eq!(shown.specs(), original.specs(), "{text}");
             assert_eq!(shown.budget(), original.budget(), "{text}");
+            assert_eq!(shown.apps().unwrap(), original.apps().unwrap(), "{text}");
             let again = super::text(&super::sections(&text, nothing).unwrap(), "x");
             let values = |text: &str| -> Vec<String> {
                 let lines = text.lines().map(|line| line.rsplit_once(" # "));

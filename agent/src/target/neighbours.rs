@@ -32,7 +32,7 @@ pub(crate) enum End {
     WritersOf(u64),
     /// A unix socket, by the inode of its peer.
     Socket(u64),
-    /// A lock, by the process that holds it.
+    /// A lock, by the process that holds it; or a queue inside the service, by a process that takes items from it.
     Process(u32),
 }
 

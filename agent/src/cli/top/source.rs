@@ -243,6 +243,7 @@ impl Sampler {
         let mut collector =
             session::collector(specs, budget, false, targets.load_options(Tier::Glance))?;
         collector.read_logs(config.messages().map_err(Failure::usage)?);
+        collector.ask_apps(config.apps().map_err(Failure::usage)?);
         Ok(Self {
             clock: SamplingClock::with(collector, None),
             model: Model::new(config, Live::default()),
