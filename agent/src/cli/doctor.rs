@@ -1,6 +1,7 @@
 //! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it; and whether the
 //! consumers of the running adapters are set up to act on the signals.
 
+mod apps;
 mod configuration;
 mod deployment;
 mod privileges;
@@ -38,7 +39,7 @@ pub(super) struct Options {
 
 /// One line of the report.
 struct Check {
-    name: &'static str,
+    name: Cow<'static, str>,
     /// `Err`: off, with the reason.
     state: Result<String, String>,
     /// What the user loses without it.
@@ -90,7 +91,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let loaded = match loaded {
         Ok(scanner) => {
             let of_kernel = capability_checks(scanner.capabilities());
-            checks.extend(deployment::visible(scanner));
+            checks.extend(deployment::visible(scanner, config.as_ref()));
             checks.extend(of_kernel);
             Ok(())
         }
@@ -99,7 +100,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     match &loaded {
         Ok(()) => {}
         Err(failure) => checks.push(Check {
-            name: "eBPF programs",
+            name: "eBPF programs".into(),
             state: Err(failure.to_string()),
             cost: "nothing can be watched",
             remedy: "see the reason above".into(),
@@ -170,7 +171,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             !own_line && **feature != Feature::DropCounters
         })
         .map(|feature| Check {
-            name: feature.title(),
+            name: feature.title().into(),
             state: match (
                 capabilities.fields.missing_for(*feature),
                 feature,
@@ -193,7 +194,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         .collect();
     for (scan, reason) in capabilities.failed_scans() {
         checks.push(Check {
-            name: scan,
+            name: scan.into(),
             state: Err(reason.to_owned()),
             cost: "the queues that it reports are not watched",
             remedy: "report it, with the reason above and the kernel version".into(),
@@ -201,7 +202,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         });
     }
     checks.push(Check {
-        name: Feature::UserMemory.title(),
+        name: Feature::UserMemory.title().into(),
         state: capabilities
             .user_memory
             .clone()
@@ -211,7 +212,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "socket identity",
+        name: "socket identity".into(),
         state: Ok(either(
             helpers.cookies,
             "socket cookies",
@@ -222,7 +223,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "scans of the targets only",
+        name: "scans of the targets only".into(),
         state: capabilities
             .bound_to_process
             .clone()
@@ -232,7 +233,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "listeners and focused sockets on every sample",
+        name: "listeners and focused sockets on every sample".into(),
         state: capabilities
             .focused_sockets
             .clone()
@@ -242,7 +243,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "fast start",
+        name: "fast start".into(),
         state: capabilities
             .bpf_loop
             .clone()
@@ -252,7 +253,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: Feature::BatchedScans.title(),
+        name: Feature::BatchedScans.title().into(),
         state: capabilities.batched_scans.clone().map(|()| {
             "bpf_rdonly_cast (one visit for all threads of a process, and one for all its files)"
                 .to_owned()
@@ -262,7 +263,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "exact waits",
+        name: "exact waits".into(),
         state: capabilities.hooks.clone().map(|()| {
             format!(
                 "hooks at sched_switch and sched_wakeup, registers {}; attached with `--tier` only",
@@ -278,7 +279,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks.push(Check {
-        name: "hooks",
+        name: "hooks".into(),
         state: Ok(
             "none attached unless `--tier` asks for them: system calls and packets of the watched service are unaffected"
                 .to_owned(),
@@ -432,7 +433,7 @@ mod tests {
     #[test]
     fn the_keys_of_a_check_are_those_of_the_documentation() {
         let check = |state| Check {
-            name: "kernel",
+            name: "kernel".into(),
             state,
             cost: "-",
             remedy: "mount /proc".into(),

@@ -17,7 +17,7 @@ pub(super) fn checks(config: Option<&Result<Config>>, signal: &Signal) -> Result
     let mut checks = Vec::new();
     if let Some(config) = config {
         checks.push(Check {
-            name: "configuration file",
+            name: "configuration file".into(),
             state: match config {
                 Ok(_) => Ok("valid".to_owned()),
                 Err(error) => Err(format!("{error:#}").replace('\n', " ")),
@@ -58,7 +58,7 @@ fn of_agent(config: &Value) -> Option<Check> {
         }
     };
     Some(Check {
-        name: "configuration in force",
+        name: "configuration in force".into(),
         state,
         cost: "the agent works with older settings than those of its file",
         remedy: if waiting.is_empty() || config["error"].is_string() {

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::FileTypeExt as _};
 
-use super::Check;
+use super::{Check, apps};
 use crate::{
     cli::capabilities::to_add,
     collect::{Budget, Collector},
+    config::Config,
     kernel::scanner::{BTF_PATH, Scanner},
     sample::{Hidden, HiddenFact},
     target::{
@@ -38,14 +39,14 @@ pub(super) fn environment() -> Vec<Check> {
         .map_err(|error| format!("{BTF_PATH}: {error}"));
     vec![
         Check {
-            name: "kernel",
+            name: "kernel".into(),
             state: kernel,
             cost: "-",
             remedy: "mount /proc".into(),
             required: true,
         },
         Check {
-            name: "BTF",
+            name: "BTF".into(),
             state: btf,
             cost: "nothing can be watched: the offsets of kernel fields are unknown",
             remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it); in a container \
@@ -70,7 +71,7 @@ fn processes() -> Check {
         )),
     };
     Check {
-        name: "processes",
+        name: "processes".into(),
         state,
         cost: "processes elsewhere on this machine are not followed: a wait for one ends at its address, with low confidence if that is a loopback address",
         remedy: "beside one service `shareProcessNamespace: true`, for a node `hostPID: true` in the pod's spec; podman: \
@@ -102,7 +103,7 @@ fn machine_files() -> Check {
         }
     }
     Check {
-        name: "files of /proc",
+        name: "files of /proc".into(),
         state: if problems.is_empty() {
             Ok("those of the kernel".to_owned())
         } else {
@@ -137,7 +138,7 @@ fn replaced(mountinfo: &str) -> BTreeSet<String> {
 }
 
 /// The checks that need the loaded programs.
-pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
+pub(super) fn visible(scanner: Scanner, config: Option<&anyhow::Result<Config>>) -> Vec<Check> {
     let all = Selector::All {
         every_process: true,
     };
@@ -162,9 +163,9 @@ pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
         )),
         Err(error) => Err(format!("{error:#}")),
     };
-    vec![
+    let mut checks = vec![
         Check {
-            name: "processes in /proc",
+            name: "processes in /proc".into(),
             state: in_proc,
             cost: "services whose processes are hidden have no name, no control group and no known limits",
             remedy: format!(
@@ -175,7 +176,7 @@ pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
             required: true,
         },
         Check {
-            name: "limits of services",
+            name: "limits of services".into(),
             state: limits(&[
                 (HiddenFact::CpuQuota, "CPU quota"),
                 (HiddenFact::MemoryLimit, "memory limit"),
@@ -187,13 +188,22 @@ pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
             required: true,
         },
         Check {
-            name: "I/O limits around services",
+            name: "I/O limits around services".into(),
             state: limits(&[(HiddenFact::OuterIoLimits, "I/O limits of the parents")]),
             cost: "a service held up by the I/O limit of its pod or slice looks like one with a slow disk: the evidence names the hidden limits",
             remedy: CGROUP_MOUNT.into(),
             required: false,
         },
-    ]
+    ];
+    if seen.is_ok() {
+        let default = Config::default();
+        // A configuration with an error has a line of its own.
+        let config = config
+            .and_then(|config| config.as_ref().ok())
+            .unwrap_or(&default);
+        checks.extend(apps::checks(&mut collector, config.apps().ok().flatten()));
+    }
+    checks
 }
 
 const CGROUP_MOUNT: &str = "mount the control groups of the host: `volumes: [{name: cgroup, hostPath: {path: /sys/fs/cgroup}}]` with \

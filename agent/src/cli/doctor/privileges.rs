@@ -24,7 +24,7 @@ pub(super) fn checks(held: &Held, signal: &Signal) -> Vec<Check> {
     };
     let mut checks = vec![
         Check {
-            name: "capabilities",
+            name: "capabilities".into(),
             state: required(held),
             cost: "without BPF or PERFMON no eBPF program loads; without SYS_PTRACE the files and names of other users' processes are hidden",
             remedy: format!(
@@ -35,7 +35,7 @@ pub(super) fn checks(held: &Held, signal: &Signal) -> Vec<Check> {
             required: true,
         },
         Check {
-            name: "user namespace",
+            name: "user namespace".into(),
             state: user_namespace(),
             cost: "no eBPF program loads: capabilities count in the agent's own user namespace only",
             remedy: "`hostUsers: true` (the default) in the pod's spec; podman: rootful, without --userns; systemd: without `PrivateUsers=`"
@@ -43,21 +43,21 @@ pub(super) fn checks(held: &Held, signal: &Signal) -> Vec<Check> {
             required: true,
         },
         Check {
-            name: "files of other users",
+            name: "files of other users".into(),
             state: reads_others(held),
             cost: "environment and logs of other users' services are not read: no names from OTEL_SERVICE_NAME, no evidence from logs",
             remedy: to_add(&["DAC_READ_SEARCH"]).into(),
             required: false,
         },
         Check {
-            name: "user of the adapter process",
+            name: "user of the adapter process".into(),
             state: drops_to_nobody(held),
             cost: "the adapter process does not start: consumers get no signal",
             remedy: format!("{}; or run the agent as another user", to_add(&["SETUID"])).into(),
             required: false,
         },
         Check {
-            name: "end of a hung adapter process",
+            name: "end of a hung adapter process".into(),
             state: kills(held),
             cost: "an adapter process that hangs is not replaced; the signals that it serves fail open",
             remedy: format!("{}; or run the agent as another user", to_add(&["KILL"])).into(),
@@ -135,7 +135,7 @@ fn ports(held: &Held, signal: &Signal) -> Option<Check> {
     }
     let ports = privileged.join(", ");
     Some(Check {
-        name: "ports of adapters",
+        name: "ports of adapters".into(),
         state: if held.has(CapabilitySet::NET_BIND_SERVICE) {
             Ok(format!("{ports}, by CAP_NET_BIND_SERVICE"))
         } else {
@@ -174,7 +174,7 @@ fn envoy(held: &Held, signal: &Signal) -> Option<Check> {
         return None;
     }
     Some(Check {
-        name: "Envoy's runtime layer",
+        name: "Envoy's runtime layer".into(),
         state: if held.has(CapabilitySet::DAC_OVERRIDE) {
             Ok("written by CAP_DAC_OVERRIDE".to_owned())
         } else {
