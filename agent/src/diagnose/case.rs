@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     event::{Activity, Episode, share_of},
+    queue::Kind,
     sample::TargetId,
 };
 
@@ -25,9 +26,13 @@ pub(super) struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    /// The service whose queue it is.
+    /// The service that serves the queue: the one whose queue it is; of a queue inside a service, the one that takes items from it, if
+    /// it is known.
     pub(super) fn target(self) -> TargetId {
-        self.episode.key.target
+        let key = &self.episode.key;
+        let consumer = || self.first()?.target;
+        let other = (key.kind == Kind::App).then(consumer).flatten();
+        other.unwrap_or(key.target)
     }
 
     /// The window in which it is judged, from and to, CLOCK_MONOTONIC, ns.

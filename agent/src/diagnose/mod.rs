@@ -6,7 +6,7 @@
 //!    loops.
 //! 2. `topology` knows which process holds which connection, pipe and lock, `inputs` what the queues and the other
 //!    processes of the machine do, and `jvm_counters` for which share of the time JVMs count that they collect garbage.
-//!    `held_pool` finds connections that are taken and not used, `listening_sockets` those sockets of an address that nobody
+//!    `consumers` are the processes that take items from queues inside services. `held_pool` finds connections that are taken and not used, `listening_sockets` those sockets of an address that nobody
 //!    accepts from while others are empty.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
@@ -19,6 +19,7 @@
 
 mod case;
 mod classify;
+mod consumers;
 mod exact_waits;
 mod held_pool;
 mod inputs;
@@ -44,6 +45,7 @@ use std::{
 };
 
 use case::Case;
+use consumers::Consumers;
 use inputs::Inputs;
 use log_evidence::LogEvidence;
 pub use no_baseline::{Calls, NoBaseline};
@@ -73,6 +75,7 @@ pub struct Diagnosis {
     profile: Profile,
     inputs: Inputs,
     log_evidence: LogEvidence,
+    consumers: Consumers,
     /// By the episode's id.
     open: BTreeMap<String, OpenEpisode>,
     /// For services with open episodes: when the first episode opened, ns, and the verdict on it, if it has ended.
@@ -119,6 +122,7 @@ impl Diagnosis {
         let in_focus = |target: TargetId| focus_scope.contains(&target);
         self.inputs.read(sample, readings, in_focus);
         self.log_evidence.read(sample, targets);
+        self.consumers.read(sample, targets);
         self.topology
             .read(now_ns, sample, readings, targets, focus_scope);
         if sample.scans.files {
@@ -177,6 +181,7 @@ impl Diagnosis {
         View {
             topology: &self.topology,
             profile: &self.profile,
+            consumers: &self.consumers,
             targets,
             window,
         }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     classify::{Observation, Resource, Thread},
+    consumers::Consumers,
     listening_sockets::Uneven,
     profile::{Lock, Profile, ThreadProfile, Window, shared},
     thread_set::ThreadSet,
@@ -33,6 +34,7 @@ const MIN_IDLE: f64 = 0.85;
 pub(super) struct View<'a> {
     pub(super) topology: &'a Topology,
     pub(super) profile: &'a Profile,
+    pub(super) consumers: &'a Consumers,
     pub(super) targets: &'a Targets,
     pub(super) window: &'a Window,
 }
@@ -87,7 +89,8 @@ enum Next {
 }
 
 /// The wait chain behind an episode. If the queue is that of an event loop or of a lock, it begins at the loop's thread or
-/// at the threads that wait for the lock; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
+/// at the threads that wait for the lock; if it is inside the service, at the workers of the services that take items from it, if these
+/// are known; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
 /// do not. Then it begins at the workers that should accept from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
@@ -121,6 +124,17 @@ pub(super) fn chain_behind(
                 .filter(|(_, profile)| profile.by.keys().any(|seen| waits(&seen.resource)))
                 .map(|(thread, _)| thread);
             chain_of(view, ThreadSet::of(waiting))
+        }
+        QueueId::App { .. } => {
+            let mut tgids: BTreeSet<u32> = BTreeSet::new();
+            for consumer in view.consumers.of(key) {
+                let service = view.targets.of(*consumer);
+                let service = service.and_then(|target| view.targets.get(target));
+                tgids.insert(*consumer);
+                tgids.extend(service.iter().flat_map(|target| &target.tgids));
+            }
+            let tgids: Vec<u32> = tgids.into_iter().collect();
+            chain_of(view, workers(view, &tgids))
         }
         _ => chain_from(view, key.target),
     }

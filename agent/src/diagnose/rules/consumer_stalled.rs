@@ -14,6 +14,7 @@ use crate::{
         wait_graph::{ChainEnd, Step},
     },
     event::{Activity, Confidence, explain::Unit},
+    queue::Kind,
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -35,6 +36,35 @@ pub(super) const STOPPED: Rule = Rule {
         checks
             .more_than("time stopped", stopped, MIN_STOPPED, Unit::Ratio)
             .then(|| Finding::blaming(culprit::own_process(case), restart).share(stopped))
+    },
+};
+
+/// The service says that nobody takes items from a queue inside it.
+pub(super) const NO_CONSUMERS: Rule = Rule {
+    cause: &CAUSE,
+    name: "no consumers",
+    scope: Scope::Kinds(&[Kind::App]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let key = &case.episode.key;
+        let mut queues = case.inputs.of(key.target, Kind::App);
+        let (_, reading) = queues.find(|(other, _)| *other == key)?;
+        let consumers = reading.extra.iter().find(|(name, _)| *name == "consumers");
+        let Some((_, consumers)) = consumers else {
+            checks.unknown("consumers", Unit::Count);
+            return None;
+        };
+        let none = checks.at_most("consumers", *consumers, 0.0, Unit::Count);
+        // Others may take items without being registered.
+        let departures = case.episode.departures.unwrap_or(0);
+        let nothing = checks.at_most("departures", departures as f64, 0.0, Unit::Count);
+        (none && nothing).then(|| {
+            Finding::new(format!(
+                "Nobody takes items from {}: start its consumers, or find out why they ended.",
+                key.id
+            ))
+            .fact("the queue has no consumers".to_owned())
+        })
     },
 };
 

@@ -22,6 +22,7 @@ pub(super) const RULES: &[&Rule] = &[
     &network_limited::SEND_QUEUE,
     &peer_not_reading::SEND_QUEUE,
     &output_blocked::PIPE,
+    &consumer_stalled::NO_CONSUMERS,
     // 2. Facts that hold however the threads spend their time.
     &fd_exhausted::NONE_LEFT_TO_ACCEPT,
     &consumer_stalled::STOPPED,

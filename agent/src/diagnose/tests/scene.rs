@@ -436,6 +436,7 @@ impl Scene {
         View {
             topology: &self.diagnosis.topology,
             profile: &self.diagnosis.profile,
+            consumers: &self.diagnosis.consumers,
             targets: self.model.targets(),
             window,
         }
