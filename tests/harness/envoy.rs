@@ -82,6 +82,11 @@ impl Envoy {
         self.address
     }
 
+    /// Where it is administered.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Value of a counter or gauge.
     pub fn statistic(&self, name: &str) -> Result<u64> {
         let body = self.ask(&format!("/stats?format=json&filter=^{name}$"))?;
@@ -189,6 +194,27 @@ pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&
       endpoints:
       - lb_endpoints:
 {all}"
+    )
+}
+
+/// A configuration: a listener that forwards everything to one server, with at most this many connections and waiting requests.
+pub fn limited(front: SocketAddr, server: SocketAddr, connections: u32, pending: u32) -> String {
+    let listener = listener(
+        front,
+        &format!("route: {{cluster: {CLUSTER}, timeout: 300s}}"),
+    );
+    let address = socket_address(server);
+    format!(
+        "{listener}  clusters:
+  - name: {CLUSTER}
+    connect_timeout: 5s
+    circuit_breakers: {{thresholds: [{{max_connections: {connections}, max_pending_requests: {pending}}}]}}
+    load_assignment:
+      cluster_name: {CLUSTER}
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {address}}}
+"
     )
 }
 

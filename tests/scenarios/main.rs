@@ -5,6 +5,7 @@
 
 mod accelerators;
 mod blocked;
+mod brokers;
 mod collectors;
 mod control;
 mod cpu;

@@ -7,9 +7,9 @@ use tailback_tests::{
 };
 
 use crate::{
-    accelerators, blocked, collectors, control, cpu, database, disk, downstream, gateway, gridlock,
-    leaks, limits, lock, memory, network, peers, play::Play, pools, resolver, reuseport, routine,
-    shared, storms, tracking,
+    accelerators, blocked, brokers, collectors, control, cpu, database, disk, downstream, gateway,
+    gridlock, leaks, limits, lock, memory, network, peers, play::Play, pools, resolver, reuseport,
+    routine, shared, storms, tracking,
 };
 
 /// One incident, or one healthy service.
@@ -88,6 +88,28 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         room: OneCpu,
         play: downstream::redis_blocked,
+    },
+    // The queue is inside Redis; why it grows is in its consumers.
+    Scenario {
+        name: "job-queue",
+        on: "Redis, RQ -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["app"])),
+        programs: &["redis-server", "psql"],
+        modules: &["rq", "redis", "psycopg2"],
+        room: Little,
+        play: brokers::jobs_wait_for_a_row,
+    },
+    Scenario {
+        name: "job-queue-alone",
+        on: "Redis, RQ",
+        planted: Some(Planted {
+            names: false,
+            ..planted("consumer_stalled", &["app"])
+        }),
+        programs: &["redis-server", "psql"],
+        modules: &["rq", "redis", "psycopg2"],
+        room: Little,
+        play: brokers::no_workers,
     },
     // For uWSGI a downstream service is slow; the exhausted pool is that service's.
     Scenario {
@@ -734,6 +756,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         room: Little,
         play: control::busy,
+    },
+    Scenario {
+        name: "jobs",
+        on: "Redis, RQ -> PostgreSQL",
+        planted: None,
+        programs: &["redis-server", "psql"],
+        modules: &["rq", "redis", "psycopg2"],
+        room: Little,
+        play: brokers::jobs,
     },
     Scenario {
         name: "bursty",

@@ -3,6 +3,7 @@
 
 mod accept;
 mod accept_counts;
+mod app;
 mod eventloop;
 mod exact_waits;
 mod forecast;

@@ -39,6 +39,8 @@ pub fn table() -> Vec<Part> {
         part("Envoy", &[Test], Kind::Envoy),
         program("pgbouncer", &[Test], &["pgbouncer"]),
         program("mosquitto", &[Test], &["mosquitto"]),
+        program("rabbitmq-server", &[Test], &["rabbitmq-server"]),
+        program("nats-server", &[Test], &["nats-server"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("flock", &[Test], &["util-linux"]),
         program(
@@ -71,6 +73,8 @@ pub fn table() -> Vec<Part> {
             "psycopg_pool",
             &["python3", "python3-psycopg", "python3-psycopg-pool"],
         ),
+        module("rq", &["python3", "python3-rq"]),
+        module("celery", &["python3", "python3-celery", "python3-redis"]),
         module("gunicorn", &["python3", "python3-gunicorn"]),
         module("pymysql", &["python3", "python3-pymysql"]),
         module("websockets", &["python3", "python3-websockets"]),
