@@ -172,6 +172,12 @@ fn compare_with_the_programs_clock() -> Result<()> {
         pinned(SUBJECT, "0")?.args(["spin", "--threads", "1"]),
     )?;
     spinning.wait_line("spinning", DEADLINE)?;
+    // In open(2). Until then it may wait for the CPU, since before the hooks are attached.
+    wait::until("the reader to sleep", DEADLINE, || {
+        let file = format!("/proc/{}/stat", reader.pid());
+        let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+        Ok(text.contains(") S ").then_some(()))
+    })?;
 
     let agent = diagnose(reader.pid(), &directory)?;
     // The reader sleeps until the FIFO has a writer, and after the last read.
