@@ -234,6 +234,10 @@ struct TierOption {
 }
 
 impl TierOption {
+    fn is_given(self) -> bool {
+        self.tier.is_some()
+    }
+
     /// The tier: the command line's, else the configuration's.
     fn or(self, config: &Config) -> Tier {
         self.tier.unwrap_or(config.tier())

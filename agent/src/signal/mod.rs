@@ -169,9 +169,10 @@ impl Signals {
         });
     }
 
-    /// Adds what hooks have measured, for `status` and metrics.
+    /// Adds what hooks have measured, for `status`, metrics and the view.
     pub fn set_hooks(&mut self, sample: &Sample, pipeline: &Pipeline) {
         let Some(report) = &sample.hooks else { return };
+        self.is_live_changed |= self.live.set_exact_waits(report, sample.architecture);
         let targets = pipeline.targets().all().map(|target| target.id).collect();
         self.state
             .exact_waits()

@@ -30,7 +30,9 @@ use self::{
     source::{Source, Step},
     state::{Action, State},
 };
-use super::{Failure, Targets, exit_code::Outcome, logging, output::colour, session::Stop};
+use super::{
+    Failure, Targets, TierOption, exit_code::Outcome, logging, output::colour, session::Stop,
+};
 
 /// Longest wait for a key before signals and the source are checked.
 const MAX_WAIT: Duration = Duration::from_millis(200);
@@ -44,8 +46,10 @@ pub(super) struct Options {
     #[command(flatten)]
     targets: Targets,
     /// Show a recording instead of this host
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["pid", "name", "port", "cgroup", "all"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pid", "name", "port", "cgroup", "all", "tier"])]
     replay: Option<PathBuf>,
+    #[command(flatten)]
+    tier: TierOption,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
@@ -56,7 +60,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     }
     let mut source = match &options.replay {
         Some(file) => Source::replay(file, &options.targets)?,
-        None => Source::of_host(&options.targets)?,
+        None => Source::of_host(&options.targets, options.tier)?,
     };
     let stop = Stop::on_signals_with(screen::restore_before_exit)?;
     if !is_full_screen {

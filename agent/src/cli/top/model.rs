@@ -40,6 +40,9 @@ impl Model {
         for event in &outcome.events {
             self.live.take(event);
         }
+        if let Some(report) = &sample.hooks {
+            self.live.set_exact_waits(report, sample.architecture);
+        }
         let targets = self.pipeline.targets().all();
         let gauges = self.pipeline.gauges();
         self.pressures = self.tracker.read(sample.mono_ns, gauges, targets);

@@ -16,12 +16,12 @@ use super::{model::Model, player::Player};
 use crate::{
     adapters::agent as socket,
     cli::{
-        Failure, Targets,
+        Failure, Targets, TierOption,
         exit_code::Outcome,
         run::SamplingClock,
         session::{self, Stop},
     },
-    collect::{OutputStats, Tier},
+    collect::OutputStats,
     config::Config,
     signal::{
         directory::in_use,
@@ -72,12 +72,12 @@ impl Source {
         Ok(Self::Replay(Box::new(Player::open(file, config)?)))
     }
 
-    /// The running agent, unless there is none or targets were given.
-    pub(super) fn of_host(targets: &Targets) -> Outcome<Self> {
+    /// The running agent, unless there is none, or targets or a tier were given.
+    pub(super) fn of_host(targets: &Targets, tier: TierOption) -> Outcome<Self> {
         let config = targets.config()?;
         let directory = in_use(&config.signal.directory());
         let path = directory.join(SOCKET);
-        if !targets.are_given() {
+        if !targets.are_given() && !tier.is_given() {
             match UnixStream::connect(&path) {
                 Ok(_) => return Agent::start(directory).map(|agent| Self::Agent(Box::new(agent))),
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -90,7 +90,7 @@ impl Source {
                 Err(_) => {}
             }
         }
-        Sampler::start(targets, &config).map(|sampler| Self::Own(Box::new(sampler)))
+        Sampler::start(targets, tier, &config).map(|sampler| Self::Own(Box::new(sampler)))
     }
 
     pub(super) fn is_replay(&self) -> bool {
@@ -237,11 +237,12 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    fn start(targets: &Targets, config: &Config) -> Outcome<Self> {
+    fn start(targets: &Targets, tier: TierOption, config: &Config) -> Outcome<Self> {
+        let tier = tier.or(config);
         let specs = targets.or_all(config).specs(config)?;
         let budget = config.budget_or(CPU_BUDGET);
-        let mut collector =
-            session::collector(specs, budget, false, targets.load_options(Tier::Glance))?;
+        let mut collector = session::collector(specs, budget, false, targets.load_options(tier))?;
+        collector.set_tier(tier, config.hook_budget());
         collector.read_logs(config.messages().map_err(Failure::usage)?);
         collector.ask_apps(config.apps().map_err(Failure::usage)?);
         Ok(Self {

@@ -92,6 +92,21 @@ fn without_an_agent_the_signal_is_marked_as_not_published() {
 }
 
 #[test]
+fn the_details_have_the_waits_that_hooks_measured_and_the_culprit() {
+    let mut state = State::new(Colour::Never, false);
+    let shown = shown();
+    screen(110, 40, &mut state, &shown);
+    press(&mut state, KeyCode::Enter);
+    let text = screen(110, 40, &mut state, &shown);
+    for line in [
+        "CPU wait 1,204 waits, p50 12 µs, p99 12 µs, longest 5.2 ms, when backup (951) had the CPU for 4.0 ms",
+        "blocked  recvfrom socket:[4711]: 10 waits, p50 92 ms, p99 160 ms, longest 160 ms",
+    ] {
+        assert!(text.lines().any(|shown| shown.trim_end() == line), "{text}");
+    }
+}
+
+#[test]
 fn any_size_can_be_drawn() {
     for (columns, rows) in [(1, 1), (10, 3), (20, 5), (40, 10), (79, 24), (300, 100)] {
         let mut state = State::new(Colour::Always, true);

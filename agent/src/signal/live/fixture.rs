@@ -11,7 +11,10 @@ use crate::{
     emit::fixture::{GATEWAY, SECOND, SHOP, at, episode, gateway, shop, targets},
     event::{Episode, Event, Level},
     queue::{Kind, QueueKey},
-    sample::Target,
+    sample::{
+        Architecture, Distribution, ExactWait, ExactWaitKind, HookReport, Target, WaitParty,
+        WorstWait,
+    },
     signal::pressure::{Pressure, PressureTracker},
 };
 
@@ -99,6 +102,57 @@ fn key(target: u32, kind: Kind, name: &str) -> Arc<QueueKey> {
     Arc::new(QueueKey::new(target, kind, name.into()))
 }
 
+/// What hooks have measured of the shop: its waits for a CPU behind a backup, and for its database.
+fn hooks() -> HookReport {
+    let waits = |kind, call, path: Option<&str>, waits: [(u64, u64); 2]| ExactWait {
+        target: SHOP,
+        tgid: 4_711,
+        kind,
+        call,
+        path: path.map(str::to_owned),
+        distribution: Distribution {
+            count: waits[0].1 + waits[1].1,
+            total_ns: waits[0].0 * waits[0].1 + waits[1].0 * waits[1].1,
+            max_ns: waits[1].0,
+            waits: waits.to_vec(),
+        },
+        ..ExactWait::default()
+    };
+    let worst = WorstWait {
+        wait_ns: 5_200_000,
+        tid: 4_711,
+        culprit: Some(WaitParty {
+            tgid: 950,
+            tid: 951,
+            comm: "backup".to_owned(),
+        }),
+        culprit_ns: 4_000_000,
+        ..WorstWait::default()
+    };
+    let for_cpu = ExactWait {
+        worst: Some(worst),
+        ..waits(
+            ExactWaitKind::Woken,
+            None,
+            None,
+            [(12_000, 1_203), (5_200_000, 1)],
+        )
+    };
+    // recvfrom(2) of x86-64.
+    let blocked = waits(
+        ExactWaitKind::Blocked,
+        Some(45),
+        Some("socket:[4711]"),
+        [(92_000_000, 9), (160_000_000, 1)],
+    );
+    HookReport {
+        is_attached: true,
+        interval_ns: SECOND,
+        waits: vec![blocked, for_cpu],
+        ..HookReport::default()
+    }
+}
+
 /// As after many samples.
 pub(crate) fn live() -> (Live, Vec<Pressure>) {
     let mut live = Live::default();
@@ -117,6 +171,7 @@ pub(crate) fn live() -> (Live, Vec<Pressure>) {
             live.take(&Event::EpisodeOpened(Box::new(gateway())));
         }
     }
+    live.set_exact_waits(&hooks(), Architecture::X86_64);
     let now = pressures(&live, NOW);
     (live, now)
 }

@@ -1,11 +1,12 @@
 //! What the live page and `tailback top` show: services with their queues, the last ten minutes of the busiest queues, verdicts, and
 //! who receives the signals.
 //!
-//! `history` keeps the past of a bounded number of queues, and `episodes` the open and the latest ended ones. `view` puts both
-//! together with the present state. Pure: the agent's loop and a replay feed it alike.
+//! `history` keeps the past of a bounded number of queues, `episodes` the open and the latest ended ones, and `exact_waits` what
+//! hooks have measured. `view` puts them together with the present state. Pure: the agent's loop and a replay feed it alike.
 #![forbid(unsafe_code)]
 
 mod episodes;
+mod exact_waits;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod history;
@@ -16,12 +17,13 @@ pub mod view;
 use std::{collections::BTreeMap, sync::Arc};
 
 use episodes::Episodes;
+use exact_waits::Wait;
 use history::Histories;
 
 use super::pressure::Pressure;
 use crate::{
     event::Event,
-    sample::{Target, TargetId},
+    sample::{Architecture, HookReport, Target, TargetId},
 };
 
 /// Shortest and longest point of a recording, ns: twice the default sampling interval, and the point of a running agent.
@@ -33,6 +35,8 @@ const MAX_POINT_NS: u64 = 5_000_000_000;
 pub struct Live {
     episodes: Episodes,
     histories: Histories,
+    /// What hooks have measured in the last second.
+    waits: Arc<BTreeMap<TargetId, Vec<Wait>>>,
     /// Including neighbours, which verdicts name.
     targets: Arc<BTreeMap<TargetId, Arc<Target>>>,
     /// Wall clock of the first reading, ns since 1970: what was before is unknown.
@@ -58,6 +62,16 @@ impl Live {
             return true;
         }
         self.episodes.take(event)
+    }
+
+    /// Replaces the exact waits by those of a report. Returns whether that changes what is shown.
+    pub fn set_exact_waits(&mut self, report: &HookReport, architecture: Architecture) -> bool {
+        let waits = exact_waits::by_target(report, architecture);
+        let is_changed = *self.waits != waits;
+        if is_changed {
+            self.waits = Arc::new(waits);
+        }
+        is_changed
     }
 
     /// Adds the state after a sample, unless the last reading is too recent (in an agent: less than 1 s ago). Returns whether

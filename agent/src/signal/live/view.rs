@@ -4,6 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::exact_waits::Wait;
 use super::{
     Live,
     episodes::Known,
@@ -96,6 +97,8 @@ pub struct Service {
     /// Worst first, then the busiest of the last ten minutes. Idle ones are left out, except for the first.
     pub queues: Vec<Queue>,
     pub queues_omitted: usize,
+    /// Measured by hooks in the last second; empty without them.
+    pub waits: Vec<Wait>,
     /// Open, worst first.
     pub episodes: Vec<Episode>,
     /// Processes that map its page.
@@ -294,6 +297,11 @@ fn service(
         time_to_full_ns: pressure.time_to_full_ns,
         queues_omitted: total - shown.len(),
         queues: shown,
+        waits: live
+            .waits
+            .get(&pressure.target.id)
+            .cloned()
+            .unwrap_or_default(),
         episodes: episodes
             .into_iter()
             .take(MAX_EPISODES)
