@@ -13,8 +13,8 @@ The error of each number that `tailback sample` reports, against a source outsid
 the summary.
 
 Goals: depths and rates within 5%. Ages within 5% or one sampling interval as measured (100 ms, slightly more in an emulator). Limits and
-losses exact. Where the kernel keeps no timestamp, an age counts from the first sample that saw the item at the head of the queue. The item may
-have arrived just after the sample before. So its age is up to one interval too low.
+losses exact. Waits that hooks measure within 5% or 20 µs. Where the kernel keeps no timestamp, an age counts from the first sample that
+saw the item at the head of the queue. The item may have arrived just after the sample before. So its age is up to one interval too low.
 
 Written by `cargo xtask accuracy --kernels all --write`. The same rows are tests of `cargo xtask test`. They fail at twice the goal, or at any error
 if the goal is exact. The first column is the running kernel; the others run in an
