@@ -1,11 +1,11 @@
 //! Asks services for the queues that they keep in their own memory: brokers, pools, gateways, schedulers.
 //!
-//! - [`table`]: which processes are recognized, where they are asked, and what their numbers mean. Data, in `presets.toml`; users add
+//! - `table`: which processes are recognized, where they are asked, and what their numbers mean. Data, in `presets.toml`; users add
 //!   rows in the configuration.
-//! - [`recognize`]: which preset a process belongs to. Pure, like `series`, `mapping` and the parsers `exposition`, `json`, `lines`.
-//! - [`transport`]: one file per protocol. Each bounds the time and the size of an answer.
-//! - [`own`]: the agent's own connections.
-//! - [`asker`]: a thread with a task per process, so that a slow service never delays a sample.
+//! - `recognize`: which preset a process belongs to. Pure, like `series`, `mapping` and the parsers `exposition`, `json`, `lines`.
+//! - `transport`: one file per protocol. Each bounds the time and the size of an answer.
+//! - `own`: the agent's own connections.
+//! - `asker`: a thread with a task per process, so that a slow service never delays a sample.
 //!
 //! **Rules.** A process is recognized first; then only its own listeners are asked, and only with requests that read. Nothing is sent
 //! before the connection is known to be to that process (`transport/owner`). No credential is guessed. A request is never repeated
