@@ -13,7 +13,9 @@ use std::{
 use anyhow::anyhow;
 use tracing::{Level, debug, trace};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+};
 
 use super::{
     Failure,
@@ -44,7 +46,7 @@ pub(super) fn start(flag: Option<&str>) -> Outcome<Option<Log>> {
         (None, Some(text)) => (VARIABLE, text),
         (None, None) => return Ok(None),
     };
-    let filter = EnvFilter::builder().parse(&text).map_err(|error| {
+    let filter = text.parse::<Targets>().map_err(|error| {
         Failure::usage(anyhow!(
             "{setting}: invalid filter {text:?}: {error}; use a level (debug), or levels by module (tailback::emit=trace,info)"
         ))
@@ -58,10 +60,12 @@ pub(super) fn start(flag: Option<&str>) -> Outcome<Option<Log>> {
         dropped: writer.error_counter(),
         writer: Some(guard),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-        .with_writer(writer)
+        .with_writer(writer);
+    registry()
+        .with(filter)
+        .with(lines)
         .try_init()
         .map_err(|error| Failure::bug(anyhow!("cannot start the log: {error}")))?;
     let _ = FILTER.set(text);
