@@ -341,8 +341,11 @@ struct Peer(Process);
 
 impl Peer {
     fn start(program: &std::path::Path) -> Result<Self> {
+        // Line by line: into a pipe, it would keep its first line in a buffer.
+        let mut command = Command::new(program::need(&["stdbuf"])?);
         // One report, long after the window.
-        let peer = Process::start("runqlat", Command::new(program).args(["3600", "1"]))?;
+        command.arg("-oL").arg(program).args(["3600", "1"]);
+        let peer = Process::start("runqlat", &mut command)?;
         peer.wait_line("Tracing run queue latency", START_DEADLINE)?;
         Ok(Self(peer))
     }
