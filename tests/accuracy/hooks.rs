@@ -152,6 +152,12 @@ fn compare(report: &mut Report, sleeper: &mut Sleeper) -> Result<()> {
     let directory = TempDir::new("hooks")?;
     let config = directory.write("tailback.toml", "hook_budget = 0.5\n")?;
     let pid = sleeper.child.id().to_string();
+    // Until it waits for the first byte, it may wait for the CPU, since before the hooks are attached.
+    wait::until("the process to sleep", DEADLINE, || {
+        let file = format!("/proc/{pid}/stat");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+        Ok(text.contains(") S ").then_some(()))
+    })?;
     let mut command = Command::new(agent::binary()?);
     // Until it is stopped.
     command.args(["diagnose", "--json", "--tier", "watch", "--for", "10min"]);
