@@ -30,7 +30,7 @@ use tailback::{
     pipeline::Pipeline,
     queue::{Criterion, Kind},
     sample::{
-        HookReport, Sample,
+        AppAnswer, HookReport, Sample,
         anonymize::Anonymizer,
         file::{Reader, Writer},
     },
@@ -224,8 +224,10 @@ impl<'de> VariantAccess<'de> for Anything<'_> {
 /// would have a history.
 fn stream(seed: u64, len: usize) -> Vec<Sample> {
     let mut numbers = Numbers(seed);
-    // A sample does not serialize what hooks measured. Random numbers of its own, so that the rest stays the same.
+    // A sample does not serialize what hooks measured and services answered. Random numbers of their own, so that the rest
+    // stays the same.
     let mut of_hooks = Numbers(!seed);
+    let mut of_apps = Numbers(seed.rotate_left(32));
     let (mut mono_ns, mut unix_ns) = (1_000_000_000, 1_700_000_000_000_000_000);
     let mut samples: Vec<Sample> = Vec::with_capacity(len);
     for _ in 0..len {
@@ -269,9 +271,30 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             unix_ns += 100_000_000;
             (sample.mono_ns, sample.unix_ns) = (mono_ns, unix_ns);
         }
+        sample.app = match of_apps.below(4) {
+            0 => vec![app_answer(&mut of_apps, &sample)],
+            _ => Vec::new(),
+        };
         samples.push(sample);
     }
     samples
+}
+
+/// Usually of a watched process that reports the same queues again: otherwise none would have a history.
+fn app_answer(numbers: &mut Numbers, sample: &Sample) -> AppAnswer {
+    let mut answer = AppAnswer::deserialize(Anything(numbers)).unwrap();
+    let mut watched = sample.targets.iter().flatten().flat_map(|it| &it.tgids);
+    if numbers.below(8) > 0
+        && let Some(tgid) = watched.next()
+    {
+        answer.tgid = *tgid;
+        answer.at_ns = sample.mono_ns;
+        "redis".clone_into(&mut answer.preset);
+        for (index, queue) in answer.queues.iter_mut().flatten().enumerate() {
+            queue.name = format!("queue {index}");
+        }
+    }
+    answer
 }
 
 fn recorded(samples: &[Sample]) -> Vec<u8> {
@@ -383,7 +406,7 @@ fn samples_with_arbitrary_values_can_be_anonymized() {
     }
     for sample in &samples {
         let anonymous = anonymizer.anonymize(sample);
-        let json = serde_json::to_string(&(&anonymous, &anonymous.hooks)).unwrap();
+        let json = serde_json::to_string(&(&anonymous, &anonymous.hooks, &anonymous.app)).unwrap();
         assert!(!json.contains("longlong") && !json.contains("bob"));
         assert!(!json.contains("u001b") && !json.contains("\u{202e}"));
     }
