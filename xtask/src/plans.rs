@@ -40,6 +40,7 @@ const NOT_PER_KERNEL: &[&str] = &[
     "processes in /proc",
     "limits of services",
     "I/O limits around services",
+    "queues inside services",
 ];
 
 /// The text above the table.
