@@ -58,9 +58,13 @@ impl Client {
                 // Accepted: a server that has begun SCRAM must have proved that it knows the password, too.
                 0 => ensure!(scram.is_none() || is_proved, "it skips its part of SCRAM"),
                 // The password as it is.
-                3 => client.send(b'p', &text(&[password()?])).await?,
+                3 => {
+                    ensure!(scram.is_none(), "it asks for the password within SCRAM");
+                    client.send(b'p', &text(&[password()?])).await?;
+                }
                 // SASL: the mechanisms that the server has.
                 10 => {
+                    ensure!(scram.is_none(), "it begins SCRAM twice");
                     let mut mechanisms = data.split(|byte| *byte == 0);
                     ensure!(
                         mechanisms.any(|name| name == MECHANISM.as_bytes()),
@@ -75,6 +79,8 @@ impl Client {
                     scram = Some(begun);
                 }
                 11 => {
+                    // Each one costs many rounds of hashing, on the thread that polls all services.
+                    ensure!(signature.is_none(), "it repeats a message of SCRAM");
                     let begun = scram.as_ref().context("an unexpected SCRAM message")?;
                     let (reply, expected) = begun.reply(&data)?;
                     client.send(b'p', reply.as_bytes()).await?;
