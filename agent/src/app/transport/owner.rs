@@ -39,8 +39,14 @@ pub fn holder(pid: u32, listeners: &BTreeMap<u64, u32>) -> Result<u32> {
         is_held,
         "the listener belongs to another process than {pid}"
     );
-    // The kernel lets sockets of one user only share a port.
-    Ok(listeners.values().copied().max().unwrap_or(u32::MAX))
+    // Sockets of several users share a port only if they are bound to different devices.
+    let mut users = listeners.values().copied();
+    let user = users.next().unwrap_or(u32::MAX);
+    ensure!(
+        users.all(|other| other == user),
+        "listeners of several users share the port"
+    );
+    Ok(user)
 }
 
 /// Inode and user of the listeners that take connections to `address`, of this network namespace.
@@ -249,6 +255,11 @@ mod tests {
             assert!(users(own).contains(&user), "{user}");
             let error = holder(parent_id(), &listeners).unwrap_err();
             assert!(error.to_string().contains("another process"), "{error}");
+            // Bound to another device by a user with a lower number.
+            let mut shared = listeners.clone();
+            shared.insert(u64::MAX, user.wrapping_sub(1));
+            let error = holder(own, &shared).unwrap_err();
+            assert!(error.to_string().contains("several users"), "{error}");
         }
     }
 
