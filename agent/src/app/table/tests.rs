@@ -1,5 +1,5 @@
 use super::*;
-use crate::sample::anonymize::PRESETS;
+use crate::{app::recognize::Program, sample::anonymize::PRESETS};
 
 fn own(text: &str) -> Result<Table> {
     let file: File = toml::from_str(text)?;
@@ -34,6 +34,17 @@ fn the_agents_own_rows_are_valid_and_their_names_survive_anonymization() {
     let all: Vec<String> = presets.iter().map(|preset| preset.name.clone()).collect();
     assert_eq!(names(Table::new(&[], &[], &all).unwrap()), presets.len());
     assert_eq!(names(Table::new(&[], &all, &all).unwrap()), 0);
+}
+
+#[test]
+fn servers_of_models_are_asked_at_one_port() {
+    let presets = OWN.as_ref().unwrap();
+    for (name, default) in [("vllm", 8000), ("litellm", 4000)] {
+        let preset = presets.iter().find(|preset| preset.name == name).unwrap();
+        let ports = |cmdline: &[u8]| Program::new("python3", cmdline).ports(&preset.at);
+        assert_eq!(ports(b"python3\0"), [default]);
+        assert_eq!(ports(b"python3\0--port\x009000\0"), [9000]);
+    }
 }
 
 #[test]
