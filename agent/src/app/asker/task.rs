@@ -341,7 +341,7 @@ impl Asked {
         let report = reports.entry(self.key()).or_insert_with(|| Report {
             tgid: self.process.tgid,
             preset: self.process.preset.name.clone(),
-            exe: self.process.program.exe.clone(),
+            exe: harmless(&self.process.program.exe),
             proof: self.process.preset.proof.clone(),
             ..Report::default()
         });
