@@ -1,6 +1,9 @@
 //! From the values of an answer to queues, as the rows of a preset say.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use super::{
     recognize::Program,
@@ -54,7 +57,13 @@ pub fn queues(preset: &Preset, answer: &SeriesSet, program: &Program, unix_ns: u
         let (queues, further) = of_row.queues();
         left_out += further;
         clients.extend(of_row.clients());
+        let mut names = BTreeSet::new();
         for queue in queues {
+            // Names that differ only beyond the limit of their length are one: the queues cannot be told apart.
+            if !names.insert(queue.name.clone()) {
+                left_out += 1;
+                continue;
+            }
             // Of two rows with the same name, the first counts.
             all.entry(queue.name.clone()).or_insert(queue);
         }
@@ -353,6 +362,20 @@ mod tests {
         };
         let program = Program::new("shopd", b"shopd\0--max\x0040\0");
         queues(&preset(rows), &answer, &program, 100_000_000_000).queues
+    }
+
+    #[test]
+    fn names_that_differ_beyond_their_limit_make_one_queue_and_are_counted() {
+        let rows = "[[queue]]\nname = \"q {queue}\"\nunit = \"jobs\"\ndepth = \"waiting\"";
+        let long = "a".repeat(200);
+        let all = ["1", "2"].map(|end| series("waiting", &[("queue", &(long.clone() + end))], 3.0));
+        let answer = SeriesSet {
+            all: all.into(),
+            ..SeriesSet::default()
+        };
+        let program = Program::new("shopd", b"");
+        let mapped = queues(&preset(rows), &answer, &program, 0);
+        assert_eq!((mapped.queues.len(), mapped.left_out), (1, 1));
     }
 
     #[test]

@@ -47,15 +47,34 @@ struct Scan {
     /// Of the last complete round, and of this one.
     last: BTreeSet<String>,
     found: BTreeSet<String>,
+    /// Keys beyond the limit, in the last complete round and in this one: SCAN may return a key twice.
+    last_left_out: usize,
+    left_out: usize,
 }
 
 impl Scan {
-    fn keys(&self) -> BTreeSet<String> {
-        self.last
-            .union(&self.found)
-            .take(MAX_QUEUES)
-            .cloned()
-            .collect()
+    /// The keys, and the number of further ones.
+    fn keys(&self) -> (BTreeSet<String>, usize) {
+        let all = self.last.union(&self.found);
+        let beyond = all.clone().skip(MAX_QUEUES).count();
+        let left_out = self.last_left_out.max(self.left_out).max(beyond);
+        (all.take(MAX_QUEUES).cloned().collect(), left_out)
+    }
+
+    fn add(&mut self, key: &str) {
+        if self.found.contains(key) {
+            return;
+        }
+        if self.found.len() < MAX_QUEUES && key.len() <= MAX_KEY_BYTES {
+            self.found.insert(key.to_owned());
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn end_round(&mut self) {
+        self.last = std::mem::take(&mut self.found);
+        self.last_left_out = std::mem::take(&mut self.left_out);
     }
 }
 
@@ -87,8 +106,9 @@ pub async fn ask(
             }
             continue;
         };
-        let keys = state.scans.get(&index).map(Scan::keys).unwrap_or_default();
-        let found = queue_names(client, queues, keys).await?;
+        let (keys, left_out) = state.scans.get(&index).map(Scan::keys).unwrap_or_default();
+        out.left_out += left_out;
+        let found = queue_names(client, queues, keys, &mut out.left_out).await?;
         for value in values {
             read(client, table, value, &found, names, &mut out).await?;
         }
@@ -154,24 +174,23 @@ async fn scan(client: &mut Client, asks: &[Ask], state: &mut State) -> Result<()
         };
         let keys = keys.list().iter().filter_map(Reply::text);
         for key in keys {
-            if scan.found.len() < MAX_QUEUES && key.len() <= MAX_KEY_BYTES {
-                scan.found.insert(key.to_owned());
-            }
+            scan.add(key);
         }
         let cursor = cursor.text().filter(|text| text.len() <= MAX_CURSOR_BYTES);
         scan.cursor = cursor.unwrap_or("0").to_owned();
         if scan.cursor == "0" {
-            scan.last = std::mem::take(&mut scan.found);
+            scan.end_round();
         }
     }
     Ok(())
 }
 
-/// The names of queues.
+/// The names of queues. Adds the number of further ones to `left_out`; one for those that follow in a set.
 async fn queue_names(
     client: &mut Client,
     queues: &RedisQueues,
     keys: BTreeSet<String>,
+    left_out: &mut usize,
 ) -> Result<BTreeSet<String>> {
     let sets: Vec<String> = match &queues.set {
         Some(set) => vec![set.clone()],
@@ -194,6 +213,8 @@ async fn queue_names(
             })
             .collect();
         for reply in client.ask(&commands).await? {
+            let next = reply.list().first().and_then(Reply::text);
+            *left_out += usize::from(next.is_some_and(|next| next != "0"));
             let members = reply.list().get(1).map(Reply::list).unwrap_or_default();
             for member in members.iter().filter_map(Reply::text) {
                 let name = match &queues.after {
@@ -204,8 +225,13 @@ async fn queue_names(
                     .without
                     .iter()
                     .any(|glob| WildMatch::new(glob).matches(name));
-                if found.len() < MAX_QUEUES && name.len() <= MAX_KEY_BYTES && !is_left_out {
+                if is_left_out || found.contains(name) {
+                    continue;
+                }
+                if found.len() < MAX_QUEUES && name.len() <= MAX_KEY_BYTES {
                     found.insert(name.to_owned());
+                } else {
+                    *left_out += 1;
                 }
             }
         }
@@ -396,6 +422,23 @@ mod tests {
         assert_eq!(at_star("bull:*:meta", "bull:a:b:meta"), Some("a:b"));
         assert_eq!(at_star("*", "events"), Some("events"));
         assert_eq!(at_star("bull:*:meta", "bull:mail:id"), None);
+    }
+
+    #[test]
+    fn keys_beyond_the_limit_are_counted() {
+        let mut scan = Scan::default();
+        for key in 0..MAX_QUEUES + 5 {
+            scan.add(&key.to_string());
+        }
+        // SCAN may return a key twice.
+        scan.add("0");
+        let (keys, left_out) = scan.keys();
+        assert_eq!((keys.len(), left_out), (MAX_QUEUES, 5));
+        scan.end_round();
+        let (keys, left_out) = scan.keys();
+        assert_eq!((keys.len(), left_out), (MAX_QUEUES, 5));
+        scan.end_round();
+        assert_eq!(scan.keys(), (BTreeSet::new(), 0));
     }
 
     #[test]
