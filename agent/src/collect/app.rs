@@ -56,6 +56,10 @@ pub(super) struct Apps {
     unix: BTreeMap<u32, BTreeSet<(String, u64)>>,
     /// The last answer of each process and preset.
     latest: BTreeMap<(u32, String), AppAnswer>,
+    /// The processes and presets that are polled.
+    polled: BTreeSet<(u32, String)>,
+    /// Those that are not polled any more, until the next sample: their queues end.
+    ended: BTreeSet<(u32, String)>,
     /// The agent's connections that a process was seen to have accepted.
     accepted: HashSet<(SocketAddr, SocketAddr)>,
     /// By service (tgid) and address of its client: the processes that hold the client's end, of clients that take items from queues.
@@ -79,6 +83,7 @@ impl Apps {
             .flat_map(|settings| settings.table.presets());
         *self = Self {
             presets: presets.cloned().map(Arc::new).collect(),
+            ended: self.ended_unless(|_| false),
             settings,
             unix: std::mem::take(&mut self.unix),
             ..Self::default()
@@ -125,12 +130,12 @@ impl Apps {
             });
             processes.truncate(MAX_PROCESSES);
         }
-        let is_asked: HashSet<(u32, &str)> = processes
+        self.polled = processes
             .iter()
-            .map(|process| (process.tgid, process.preset.name.as_str()))
+            .map(|process| (process.tgid, process.preset.name.clone()))
             .collect();
-        self.latest
-            .retain(|(tgid, preset), _| is_asked.contains(&(*tgid, preset.as_str())));
+        self.ended = self.ended_unless(|key| self.polled.contains(key));
+        self.latest.retain(|key, _| self.polled.contains(key));
         if self.asker.is_none() {
             if processes.is_empty() {
                 return;
@@ -150,6 +155,12 @@ impl Apps {
         if let Some(asker) = &self.asker {
             asker.set_processes(processes);
         }
+    }
+
+    /// Those whose queues end: nobody asks for them any more.
+    fn ended_unless(&self, is_polled: impl Fn(&(u32, String)) -> bool) -> BTreeSet<(u32, String)> {
+        let latest = self.latest.keys().filter(|key| !is_polled(key));
+        self.ended.iter().chain(latest).cloned().collect()
     }
 
     /// Recognizes new processes, and those that have called exec.
@@ -297,10 +308,17 @@ impl Apps {
 
     /// Puts the answers since the last sample into this one; into a complete sample, the last answer of each process.
     pub(super) fn report(&mut self, sample: &mut Sample, is_complete: bool, notices: &mut Notices) {
+        let ended = std::mem::take(&mut self.ended);
+        sample.app = ended.into_iter().map(without_queues).collect();
         let Some(asker) = &self.asker else {
             return;
         };
         let mut new = asker.take();
+        // Of a process that is not polled any more: its queues have ended.
+        new.retain(|answer| {
+            let key = (answer.tgid, answer.preset.clone());
+            self.polled.contains(&key)
+        });
         for answer in &mut new {
             self.add_consumers(answer);
         }
@@ -320,10 +338,10 @@ impl Apps {
                 });
             }
         }
-        sample.app = match is_complete {
-            true => self.latest.values().cloned().collect(),
-            false => new,
-        };
+        match is_complete {
+            true => sample.app.extend(self.latest.values().cloned()),
+            false => sample.app.extend(new),
+        }
     }
 
     /// Waits until all recognized processes were asked once, but not longer than `limit`.
@@ -343,6 +361,17 @@ impl Apps {
 
     pub(super) fn reports(&self) -> Vec<Report> {
         self.asker.as_ref().map(Asker::reports).unwrap_or_default()
+    }
+}
+
+/// Stands for an answer of a process that is not polled any more.
+fn without_queues((tgid, preset): (u32, String)) -> AppAnswer {
+    AppAnswer {
+        tgid,
+        preset,
+        at_ns: mono_ns(),
+        took_ns: 0,
+        queues: Some(Vec::new()),
     }
 }
 
@@ -406,6 +435,7 @@ fn user(pid: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::AppQueue;
 
     #[test]
     fn a_socket_that_was_renamed_is_found_under_its_last_name() {
@@ -434,6 +464,39 @@ mod tests {
         ask = [{ protocol = "prometheus", paths = ["/"] }]
         queue = [{ name = "q", unit = "jobs", depth = "waiting" }]
     "#;
+
+    #[test]
+    fn queues_end_when_their_service_is_not_polled_any_more() {
+        let mut notices = Notices::default();
+        let key = (10, "shop".to_owned());
+        let answered = |apps: &mut Apps| {
+            let queues = Some(vec![AppQueue::default()]);
+            let answer = AppAnswer {
+                queues,
+                ..without_queues(key.clone())
+            };
+            apps.polled.insert(key.clone());
+            apps.latest.insert(key.clone(), answer);
+        };
+        let reported = |apps: &mut Apps, notices: &mut Notices| {
+            let mut sample = Sample::default();
+            apps.report(&mut sample, false, notices);
+            let app = sample.app.into_iter();
+            app.map(|answer| (answer.tgid, answer.queues.map(|queues| queues.len())))
+                .collect::<Vec<_>>()
+        };
+        // The process leaves the list.
+        let mut apps = apps(SHOP);
+        answered(&mut apps);
+        apps.update(&[], &[], |_| false, &mut notices);
+        assert_eq!(reported(&mut apps, &mut notices), [(10, Some(0))]);
+        assert!(reported(&mut apps, &mut notices).is_empty());
+        // The feature is turned off.
+        answered(&mut apps);
+        apps.set(None);
+        assert_eq!(reported(&mut apps, &mut notices), [(10, Some(0))]);
+        assert!(reported(&mut apps, &mut notices).is_empty());
+    }
 
     fn process(tgid: u32) -> ProcessInfo {
         ProcessInfo {
