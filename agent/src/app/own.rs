@@ -9,7 +9,10 @@ use std::{
 
 /// A closed connection may still be open at the other end for this time.
 const CLOSED_FOR: Duration = Duration::from_secs(5);
-
+/// A connection that the service has not answered may wait in its accept queue for this time after it is closed.
+const UNACCEPTED_FOR: Duration = Duration::from_hours(1);
+/// Maximum number of connections that are listed. Beyond it, those that were closed first are forgotten.
+const MAX_LISTED: usize = 2_048;
 /// The agent's own connections to services.
 #[derive(Default)]
 pub struct Own {
@@ -26,12 +29,20 @@ pub struct Listed {
     closed: Option<Instant>,
 }
 
+impl Listed {
+    /// It is open, or was a moment ago.
+    pub fn is_recent(&self) -> bool {
+        self.closed
+            .is_none_or(|closed| closed.elapsed() < CLOSED_FOR)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// The agent's end, and the service's.
     Tcp(SocketAddr, SocketAddr),
-    /// Inode of the agent's end.
-    Unix(u64),
+    /// Inodes of the agent's end, and of the listener.
+    Unix(u64, u64),
 }
 
 /// Removes the connection from the list, a while after it is closed.
@@ -62,13 +73,22 @@ impl Own {
         self.add(Ends::Tcp(own, service))
     }
 
-    pub fn add_unix(self: &Arc<Self>, inode: u64) -> OwnConnection {
-        self.add(Ends::Unix(inode))
+    pub fn add_unix(self: &Arc<Self>, inode: u64, listener: u64) -> OwnConnection {
+        self.add(Ends::Unix(inode, listener))
     }
 
     fn add(self: &Arc<Self>, ends: Ends) -> OwnConnection {
         let mut connections = lock(&self.connections);
         let id = connections.last_key_value().map_or(0, |(id, _)| id + 1);
+        while connections.len() >= MAX_LISTED {
+            let closed = connections
+                .iter()
+                .filter_map(|(id, listed)| Some((listed.closed?, *id)));
+            let Some((_, first)) = closed.min() else {
+                break;
+            };
+            connections.remove(&first);
+        }
         let listed = Listed {
             ends,
             opened: Instant::now(),
@@ -82,13 +102,15 @@ impl Own {
         }
     }
 
-    /// All connections that are open, or were a moment ago.
+    /// All connections that are open, were a moment ago, or may wait in an accept queue.
     pub fn all(&self) -> Vec<Listed> {
         let mut connections = lock(&self.connections);
         connections.retain(|_, listed| {
-            listed
-                .closed
-                .is_none_or(|closed| closed.elapsed() < CLOSED_FOR)
+            let limit = match listed.is_accepted {
+                true => CLOSED_FOR,
+                false => UNACCEPTED_FOR,
+            };
+            listed.closed.is_none_or(|closed| closed.elapsed() < limit)
         });
         connections.values().copied().collect()
     }
@@ -96,4 +118,45 @@ impl Own {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80);
+
+    #[test]
+    fn a_closed_connection_that_was_not_answered_stays_listed_for_an_hour() {
+        let own = Arc::<Own>::default();
+        let (answered, waiting) = (own.add_tcp(SERVICE, SERVICE), own.add_unix(4, 5));
+        answered.set_accepted();
+        drop((answered, waiting));
+        let closed_before = |time: Duration| {
+            for listed in lock(&own.connections).values_mut() {
+                listed.closed = Instant::now().checked_sub(time);
+                assert!(listed.closed.is_some(), "the clock began too late");
+            }
+            own.all()
+        };
+        assert_eq!(own.all().len(), 2);
+        let left = closed_before(Duration::from_secs(6));
+        assert_eq!((left.len(), left[0].ends), (1, Ends::Unix(4, 5)));
+        assert!(!left[0].is_recent());
+    }
+
+    #[test]
+    fn the_connections_that_were_closed_first_are_forgotten_beyond_the_limit() {
+        let own = Arc::<Own>::default();
+        let open = own.add_unix(0, 1);
+        for inode in 1..=MAX_LISTED as u64 {
+            drop(own.add_unix(inode, 1));
+        }
+        let inodes: Vec<Ends> = own.all().iter().map(|listed| listed.ends).collect();
+        assert_eq!(inodes.len(), MAX_LISTED);
+        assert_eq!((inodes[0], inodes[1]), (Ends::Unix(0, 1), Ends::Unix(2, 1)));
+        drop(open);
+    }
 }

@@ -62,6 +62,8 @@ pub(super) struct Apps {
     ended: BTreeSet<(u32, String)>,
     /// The agent's connections that a process was seen to have accepted.
     accepted: HashSet<(SocketAddr, SocketAddr)>,
+    /// The same, of unix sockets: inodes of the agent's ends.
+    accepted_unix: HashSet<u64>,
     /// By service (tgid) and address of its client: the processes that hold the client's end, of clients that take items from queues.
     consumers: HashMap<(u32, SocketAddr), BTreeSet<u32>>,
 }

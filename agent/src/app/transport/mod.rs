@@ -91,14 +91,14 @@ impl Endpoint {
                 stream.set_nodelay(true)?;
                 (Connection::new(Stream::Tcp(stream), listed), holder)
             }
-            Self::Unix { path, pid, .. } => {
+            Self::Unix { path, pid, inode } => {
                 // The path may lead through a file system of the service's own, which may never answer: not on this thread.
                 let (pid, path) = (*pid, path.clone());
                 let connect = move || owner::connect_unix(pid, &path);
                 let stream = tokio::task::spawn_blocking(connect).await?;
                 let stream = stream.with_context(|| format!("cannot connect to {self}"))?;
                 let stream = UnixStream::from_std(stream)?;
-                let listed = own.add_unix(rustix::fs::fstat(stream.as_fd())?.st_ino);
+                let listed = own.add_unix(rustix::fs::fstat(stream.as_fd())?.st_ino, *inode);
                 let holder = stream.peer_cred()?;
                 // In another pid namespace the number is 0.
                 let process = holder.pid().map(i32::unsigned_abs).filter(|pid| *pid > 0);
