@@ -1,9 +1,9 @@
 //! Asks the recognized processes, on a thread of its own: a task per process, so that a slow service delays neither a sample nor
 //! another service.
 //!
-//! A request that is not answered in time stays under way: a second one is never sent beside it, so a service that hangs has one
-//! waiting request of the agent at most. After three failures, or one refused login, the process is left alone for ten minutes, or
-//! until its listeners change.
+//! A request that is not answered in time stays under way for 30 s, and no second one is sent beside it; then its connection is
+//! closed. After three failures, or one refused login, polling of the process is suspended for ten minutes, or until its listeners
+//! change.
 
 mod task;
 
@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use task::{Context, Task};
+use task::{Context, Task, Timing};
 use tokio::{sync::watch, task::LocalSet};
 
 pub use super::transport::Endpoint;
@@ -38,7 +38,7 @@ pub const MAX_ENDPOINTS: usize = 8;
 /// Maximum number of answers that wait for a sample. A process has one or two.
 const MAX_ANSWERS: usize = 4 * MAX_PROCESSES;
 /// Maximum number of threads that wait for a file system, on the way to a unix socket or to a password.
-const MAX_BLOCKED: usize = 16;
+const MAX_BLOCKED: usize = MAX_PROCESSES;
 /// Longest password, bytes.
 const MAX_PASSWORD_BYTES: u64 = 4_096;
 
@@ -62,7 +62,7 @@ pub struct Process {
 /// What the user configured for a preset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Login {
-    /// User id of the processes and listeners that may get the password: any process can call itself like a server.
+    /// User id of the processes and listeners that may receive the password: any process can call itself like a server.
     pub process_user: u32,
     pub user: Option<String>,
     pub password_file: PathBuf,
@@ -146,6 +146,14 @@ impl Asker {
     /// # Errors
     /// If no thread or no event queue can be created.
     pub fn start(logins: BTreeMap<String, Login>, now_ns: fn() -> u64) -> io::Result<Self> {
+        Self::with_timing(logins, now_ns, Timing::default())
+    }
+
+    fn with_timing(
+        logins: BTreeMap<String, Login>,
+        now_ns: fn() -> u64,
+        timing: Timing,
+    ) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let (processes, watched) = watch::channel(Wanted::default());
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -156,6 +164,7 @@ impl Asker {
             shared: Arc::clone(&shared),
             logins: Arc::new(logins),
             now_ns,
+            timing,
         };
         thread::Builder::new()
             .name("app-queues".to_owned())
@@ -219,11 +228,14 @@ async fn supervise(context: Context, mut watched: watch::Receiver<Wanted>) {
         let mut next = BTreeMap::new();
         for process in wanted.processes.into_iter().take(MAX_PROCESSES) {
             let key = (process.tgid, process.preset.name.clone());
-            let task = tasks.remove(&key).filter(|task| task.is_of(&process));
-            let task = task.unwrap_or_else(|| {
-                lock(&context.shared.reports).remove(&key);
-                Task::start(context.clone(), &process)
-            });
+            let before = tasks.remove(&key);
+            let task = match before {
+                Some(task) if task.is_of(&process) => task,
+                before => {
+                    lock(&context.shared.reports).remove(&key);
+                    Task::start(context.clone(), &process, before.as_ref())
+                }
+            };
             task.focus.send_if_modified(|is_focused| {
                 let changed = *is_focused != process.is_focused;
                 *is_focused = process.is_focused;
@@ -231,7 +243,7 @@ async fn supervise(context: Context, mut watched: watch::Receiver<Wanted>) {
             });
             next.insert(key, task);
         }
-        // What is left ends with its task.
+        // Dropping a task cancels it.
         tasks = next;
         lock(&context.shared.reports).retain(|key, _| tasks.contains_key(key));
         lock(&context.shared.clients).retain(|key, _| tasks.contains_key(key));

@@ -2,8 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,10 +17,17 @@ const CLOSED_FOR: Duration = Duration::from_secs(5);
 const UNACCEPTED_FOR: Duration = Duration::from_hours(1);
 /// Maximum number of connections that are listed. Beyond it, those that were closed first are forgotten.
 const MAX_LISTED: usize = 2_048;
+/// Memory that the answers under way may take, of all services together, bytes.
+const MAX_HELD_BYTES: usize = 8 << 20;
+/// What an answer may take in any case, so that a few large ones do not keep the others out, bytes.
+const SMALL_BYTES: usize = 64 << 10;
+
 /// The agent's own connections to services.
 #[derive(Default)]
 pub struct Own {
     connections: Mutex<BTreeMap<u64, Listed>>,
+    /// Memory of the answers under way, bytes.
+    held: AtomicUsize,
 }
 
 /// One of them.
@@ -43,6 +54,36 @@ pub enum Ends {
     Tcp(SocketAddr, SocketAddr),
     /// Inodes of the agent's end, and of the listener.
     Unix(u64, u64),
+}
+
+/// The memory that the answer of one connection takes.
+pub struct Held {
+    own: Arc<Own>,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    /// Counts more memory. Fails if the answers take too much; a small one always has room.
+    pub fn add(&self, bytes: usize) -> io::Result<()> {
+        let of_this = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let of_all = self.own.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match of_this > SMALL_BYTES && of_all > MAX_HELD_BYTES {
+            true => Err(io::Error::other("too many large answers at once")),
+            false => Ok(()),
+        }
+    }
+
+    /// The answer is not held any more.
+    pub fn release(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.own.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release();
+    }
 }
 
 /// Removes the connection from the list, a while after it is closed.
@@ -75,6 +116,14 @@ impl Own {
 
     pub fn add_unix(self: &Arc<Self>, inode: u64, listener: u64) -> OwnConnection {
         self.add(Ends::Unix(inode, listener))
+    }
+
+    /// Counts the memory of the answer on a new connection.
+    pub fn hold(self: &Arc<Self>) -> Held {
+        Held {
+            own: Arc::clone(self),
+            bytes: AtomicUsize::new(0),
+        }
     }
 
     fn add(self: &Arc<Self>, ends: Ends) -> OwnConnection {
@@ -158,5 +207,21 @@ mod tests {
         assert_eq!(inodes.len(), MAX_LISTED);
         assert_eq!((inodes[0], inodes[1]), (Ends::Unix(0, 1), Ends::Unix(2, 1)));
         drop(open);
+    }
+
+    #[test]
+    fn all_answers_share_one_budget_of_memory_and_small_ones_have_room() {
+        let own = Arc::<Own>::default();
+        let large: Vec<Held> = (0..8).map(|_| own.hold()).collect();
+        for held in &large {
+            held.add(1 << 20).unwrap();
+        }
+        let further = own.hold();
+        further.add(SMALL_BYTES).unwrap();
+        assert!(further.add(1).is_err());
+        large[0].release();
+        further.add(1).unwrap();
+        drop((large, further));
+        assert_eq!(own.held.load(Ordering::Relaxed), 0);
     }
 }

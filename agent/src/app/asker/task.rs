@@ -4,11 +4,12 @@ mod request;
 
 use std::{
     collections::BTreeMap,
+    error, fmt,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use request::{Client, Kept, paths};
 use tokio::{
     sync::{Mutex, watch},
@@ -21,24 +22,51 @@ use crate::{
     app::{
         mapping::{self, Mapped},
         series::{Names, SeriesSet},
-        transport::{Endpoint, LoginRefused},
+        transport::{Endpoint, LoginRefused, Origin},
     },
     sample::AppAnswer,
     text::harmless,
 };
 
-/// How long a late answer is waited for, before the connection is closed.
-const LATE_LIMIT: Duration = Duration::from_secs(30);
 /// The interval is at least this many times the time that an answer took: 2% of the time of a service with one thread.
 const PACE_PER_COST: u32 = 50;
 /// Longest interval, however slow the answers are.
 const MAX_PACE: Duration = Duration::from_mins(10);
-/// A process that failed this often in a row is left alone.
+/// After this number of failures in a row, polling is suspended.
 const MAX_FAILURES: u32 = 3;
-/// For this time.
-const REST: Duration = Duration::from_mins(10);
-/// Time between attempts to find the listener of a process that has just been recognized: it may not listen yet.
-pub(super) const SEARCH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What follows an attempt that fails.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// How long a late answer is waited for, before the connection is closed.
+    pub(super) late: Duration,
+    /// Time until the next attempt. A process that has just been recognized may not listen yet.
+    pub(super) retry: Duration,
+    /// The same, after [`MAX_FAILURES`].
+    pub(super) suspension: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            late: Duration::from_secs(30),
+            retry: Duration::from_secs(10),
+            suspension: Duration::from_mins(10),
+        }
+    }
+}
+
+/// No answer came within this time. The request may still wait in the service.
+#[derive(Debug)]
+struct NoAnswer(Duration);
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no answer within {:?}", self.0)
+    }
+}
+
+impl error::Error for NoAnswer {}
 
 /// What a task needs.
 #[derive(Clone)]
@@ -47,12 +75,14 @@ pub(super) struct Context {
     pub(super) logins: Arc<BTreeMap<String, Login>>,
     /// CLOCK_MONOTONIC.
     pub(super) now_ns: fn() -> u64,
+    pub(super) timing: Timing,
 }
 
 pub(super) struct Task {
     process: Process,
     pub(super) focus: watch::Sender<bool>,
     handle: JoinHandle<()>,
+    origin: Origin,
 }
 
 impl Drop for Task {
@@ -62,21 +92,27 @@ impl Drop for Task {
 }
 
 impl Task {
-    pub(super) fn start(context: Context, process: &Process) -> Self {
+    /// `before`: the task that it replaces, whose queues may have to be ended.
+    pub(super) fn start(context: Context, process: &Process, before: Option<&Self>) -> Self {
         let (focus, focused) = watch::channel(process.is_focused);
+        let origin = before.map(|before| before.origin.clone());
+        let origin = origin.unwrap_or_else(|| Origin::new(&context.shared.own));
         let asked = Asked {
             context,
             process: process.clone(),
             names: process.preset.names(),
+            origin: origin.clone(),
             found: None,
+            next: 0,
             kept: Mutex::default(),
             failures: 0,
-            has_queues: false,
+            has_queues: before.is_some(),
         };
         Self {
             process: process.clone(),
             focus,
             handle: tokio::task::spawn_local(asked.run(focused)),
+            origin,
         }
     }
 
@@ -95,10 +131,13 @@ struct Asked {
     context: Context,
     process: Process,
     names: Names,
+    origin: Origin,
     found: Option<Session>,
+    /// Where the search for the listener goes on after an attempt without an answer.
+    next: usize,
     kept: Mutex<Kept>,
     failures: u32,
-    /// The last answer that was delivered has queues.
+    /// The last answer that was delivered, perhaps by the task before, may have queues.
     has_queues: bool,
 }
 
@@ -125,12 +164,12 @@ impl Asked {
                 report.failure = Some(why);
                 report.is_asked = true;
             });
+            self.deliver_end(Duration::ZERO);
             // Until the task is replaced: its listeners change.
             return std::future::pending().await;
         }
         loop {
             let began = Instant::now();
-            let is_known = self.found.is_some();
             let result = self.ask().await;
             let took = began.elapsed();
             let pace = match result {
@@ -143,17 +182,17 @@ impl Asked {
                 }
                 Err(error) => {
                     self.failures += 1;
-                    let rests = self.failures >= MAX_FAILURES || error.is::<LoginRefused>();
-                    let pace = match rests {
-                        true => REST,
-                        false => self.pace(false, took).max(SEARCH_INTERVAL),
+                    let is_suspended = self.failures >= MAX_FAILURES || error.is::<LoginRefused>();
+                    let Timing {
+                        retry, suspension, ..
+                    } = self.context.timing;
+                    let pace = match is_suspended {
+                        true => suspension,
+                        false => self.pace(false, took).max(retry),
                     };
-                    if is_known {
-                        self.deliver_absence(took);
-                    }
                     let why = harmless(&format!("{error:#}"));
-                    let why = match rests {
-                        true => format!("{why}; not asked for {} min", REST.as_secs() / 60),
+                    let why = match is_suspended {
+                        true => format!("{why}; not asked for {} min", suspension.as_secs() / 60),
                         false => why,
                     };
                     self.report(|report| {
@@ -162,7 +201,7 @@ impl Asked {
                         report.pace = pace;
                         report.is_asked = true;
                     });
-                    if rests {
+                    if is_suspended {
                         self.failures = 0;
                         self.found = None;
                         self.deliver_end(took);
@@ -170,12 +209,12 @@ impl Asked {
                     pace
                 }
             };
-            self.rest(pace, took, &mut focus).await;
+            self.wait(pace, took, &mut focus).await;
         }
     }
 
     /// Waits until the next request is due: sooner if the service comes into focus meanwhile.
-    async fn rest(&self, pace: Duration, took: Duration, focus: &mut watch::Receiver<bool>) {
+    async fn wait(&self, pace: Duration, took: Duration, focus: &mut watch::Receiver<bool>) {
         let until = Instant::now() + pace;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             let Ok(changed) = timeout(left, focus.changed()).await else {
@@ -208,7 +247,8 @@ impl Asked {
                 client,
             } = session;
             let client = client.if_open();
-            let result = self.within(self.ask_at(&endpoint, path, client)).await;
+            let answer = self.ask_at(&endpoint, path, client);
+            let result = self.within(answer, true).await;
             if result.is_err() {
                 // The next attempt is at the same listener, on another connection.
                 self.found = Some(Session {
@@ -219,50 +259,58 @@ impl Asked {
             }
             return result;
         }
+        let paths = paths(&self.process.preset);
+        let count = self.process.endpoints.len() * paths;
         let mut failure = None;
-        for endpoint in &self.process.endpoints {
-            for path in 0..paths(&self.process.preset) {
-                match self.within(self.ask_at(endpoint, path, Client::None)).await {
-                    Ok(proved) => return Ok(proved),
-                    // Its other listeners want the same password, or are for something else.
-                    Err(error) if error.is::<LoginRefused>() => return Err(error),
-                    Err(error) => {
-                        let error = error.context(format!("at {endpoint}"));
-                        // The first listener is the likeliest.
-                        failure.get_or_insert(error);
-                    }
+        for at in std::mem::take(&mut self.next)..count {
+            let endpoint = &self.process.endpoints[at / paths];
+            let path = at % paths;
+            let answer = self.ask_at(endpoint, path, Client::None);
+            match self.within(answer, false).await {
+                Ok(proved) => return Ok(proved),
+                // Its other listeners want the same password, or are for something else.
+                Err(error) if error.is::<LoginRefused>() => return Err(error),
+                // The service may hang: another request would wait beside this one. The next attempt is elsewhere, if it can be.
+                Err(error) if error.is::<NoAnswer>() => {
+                    let error = error.context(format!("at {endpoint}"));
+                    self.next = (at + 1) % count;
+                    return Err(error);
+                }
+                Err(error) => {
+                    let error = error.context(format!("at {endpoint}"));
+                    // The first listener is the likeliest.
+                    failure.get_or_insert(error);
                 }
             }
         }
         Err(failure.unwrap_or_else(|| anyhow::anyhow!("it has no listener")))
     }
 
-    /// Bounds the time. After the limit the absence is reported, and the answer is waited for.
-    async fn within(&self, answer: impl Future<Output = Result<Proved>>) -> Result<Proved> {
+    /// Bounds the time. After the limit the absence is reported, and the answer is waited for. `is_known`: this listener has
+    /// answered before.
+    async fn within(
+        &self,
+        answer: impl Future<Output = Result<Proved>>,
+        is_known: bool,
+    ) -> Result<Proved> {
         let mut answer = std::pin::pin!(answer);
         let began = Instant::now();
-        if let Ok(answer) = timeout(TIME_LIMIT, &mut answer).await {
-            return answer;
+        let in_time = timeout(TIME_LIMIT, &mut answer).await;
+        if is_known && !matches!(in_time, Ok(Ok(_))) {
+            self.push(self.answer(began.elapsed()));
         }
-        if self.is_proved() {
-            self.deliver_absence(began.elapsed());
+        if let Ok(answer) = in_time {
+            return answer;
         }
         self.report(|report| {
             report.failure = Some(format!("no answer within {TIME_LIMIT:?}"));
             report.is_asked = true;
         });
-        match timeout(LATE_LIMIT, answer).await {
+        let late = self.context.timing.late;
+        match timeout(late, answer).await {
             Ok(answer) => answer,
-            Err(_) => bail!("no answer within {LATE_LIMIT:?}"),
+            Err(_) => Err(NoAnswer(late).into()),
         }
-    }
-
-    fn is_proved(&self) -> bool {
-        let key = self.key();
-        let reports = lock(&self.context.shared.reports);
-        reports
-            .get(&key)
-            .is_some_and(|report| report.endpoint.is_some())
     }
 
     /// Returns the number of queues.
@@ -293,7 +341,7 @@ impl Asked {
         count
     }
 
-    /// It is left alone: what it said before is too old.
+    /// Polling is suspended: ends its queues.
     fn deliver_end(&mut self, took: Duration) {
         lock(&self.context.shared.clients).remove(&self.key());
         if std::mem::take(&mut self.has_queues) {
@@ -304,11 +352,7 @@ impl Asked {
         }
     }
 
-    /// It did not answer: that is evidence about the service.
-    fn deliver_absence(&self, took: Duration) {
-        self.push(self.answer(took));
-    }
-
+    /// That there is no answer.
     fn answer(&self, took: Duration) -> AppAnswer {
         AppAnswer {
             tgid: self.process.tgid,

@@ -8,11 +8,14 @@ use std::{
     time::Instant,
 };
 
-use super::{task::SEARCH_INTERVAL, *};
-use crate::app::{own::Ends, table::Table};
+use super::*;
+use crate::app::{
+    own::Ends,
+    table::{Ask, Table},
+};
 
 /// Deadline of each wait: far longer than any limit that is tested.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A server that hands each connection to `serve`, in a thread of its own.
 struct Server {
@@ -132,6 +135,39 @@ fn asker(processes: Vec<Process>) -> Asker {
     asker
 }
 
+/// Attempts that follow each other quickly.
+const QUICK: Timing = Timing {
+    late: Duration::from_millis(300),
+    retry: Duration::from_millis(50),
+    suspension: Duration::from_hours(1),
+};
+
+fn asker_with(processes: Vec<Process>, timing: Timing) -> Asker {
+    let asker = Asker::with_timing(BTreeMap::new(), || 7, timing).unwrap();
+    asker.set_processes(processes);
+    asker
+}
+
+/// The report of the failure of the only process, once the attempt is over: under load, the answer may be late.
+fn failed(asker: &Asker) -> Report {
+    report_when(asker, |report| {
+        let failure = report.failure.as_ref();
+        failure.is_some_and(|why| !why.contains("no answer within"))
+    })
+}
+
+/// An address that is taken, and at which nothing listens, as long as the sockets exist.
+fn silent() -> (Endpoint, (TcpListener, TcpStream)) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let endpoint = Endpoint::Tcp {
+        address: stream.local_addr().unwrap(),
+        cookie: 9,
+        pid: std::process::id(),
+    };
+    (endpoint, (listener, stream))
+}
+
 /// The report of the only process, as soon as `is_done` holds for it.
 fn report_when(asker: &Asker, is_done: impl Fn(&Report) -> bool) -> Report {
     let until = Instant::now() + DEADLINE;
@@ -149,7 +185,7 @@ fn report_when(asker: &Asker, is_done: impl Fn(&Report) -> bool) -> Report {
 fn failure_of(answer: impl Into<Vec<u8>>) -> String {
     let server = Server::answering(answer);
     let asker = asker(vec![process(1, vec![server.endpoint()])]);
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     assert_eq!((report.queues, report.endpoint), (0, None));
     assert!(asker.take().iter().all(|answer| answer.queues.is_none()));
     report.failure.unwrap()
@@ -360,18 +396,125 @@ fn the_interval_grows_with_the_time_that_an_answer_takes() {
 }
 
 #[test]
-fn a_refused_connection_is_tried_three_times_and_then_left_alone() {
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = Endpoint::Tcp {
-        address: gone.local_addr().unwrap(),
-        cookie: 1,
-        pid: std::process::id(),
+fn polling_is_suspended_after_three_failures() {
+    let began = Instant::now();
+    let (endpoint, _sockets) = silent();
+    let asker = asker_with(vec![process(1, vec![endpoint])], QUICK);
+    let report = report_when(&asker, |report| report.pace == QUICK.suspension);
+    let failure = report.failure.unwrap();
+    assert!(
+        failure.contains("nothing listens") && failure.contains("not asked for 60 min"),
+        "{failure}"
+    );
+    // The interval of the preset has passed twice.
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn queues_end_when_their_listener_is_replaced_by_one_that_does_not_answer() {
+    let server = Server::answering(ok("waiting{queue=\"a\"} 3\n"));
+    let (endpoint, _sockets) = silent();
+    let unreachable = Process {
+        unreachable: Some("elsewhere".to_owned()),
+        ..process(1, Vec::new())
     };
-    drop(gone);
-    let asker = asker(vec![process(1, vec![endpoint])]);
-    let report = report_when(&asker, |report| report.failure.is_some());
-    assert!(report.failure.unwrap().contains("nothing listens"));
-    assert!(report.pace >= SEARCH_INTERVAL);
+    for replaced in [process(1, vec![endpoint]), unreachable] {
+        let asker = asker_with(vec![process(1, vec![server.endpoint()])], QUICK);
+        report_when(&asker, |report| report.endpoint.is_some());
+        asker.set_processes(vec![replaced]);
+        let until = Instant::now() + DEADLINE;
+        let mut last = None;
+        while last != Some(0) && Instant::now() < until {
+            let answers = asker.take().into_iter();
+            let counts = answers.filter_map(|answer| Some(answer.queues?.len()));
+            last = counts.last().or(last);
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(last, Some(0));
+    }
+}
+
+#[test]
+fn no_other_request_follows_one_without_an_answer() {
+    let hanging = Server::start(|mut stream| {
+        read_request(&mut stream);
+        thread::sleep(DEADLINE);
+    });
+    let mut two_paths = (*preset("shop")).clone();
+    for ask in &mut two_paths.ask {
+        if let Ask::Prometheus { paths, .. } = ask {
+            paths.push("/other".to_owned());
+        }
+    }
+    let of_server = Process {
+        preset: Arc::new(two_paths),
+        ..process(1, vec![hanging.endpoint()])
+    };
+    let once = Timing {
+        retry: QUICK.suspension,
+        ..QUICK
+    };
+    let asker = asker_with(vec![of_server], once);
+    report_when(&asker, |report| report.pace == once.retry);
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(hanging.connections(), 1);
+    let own = asker.own().all();
+    assert!(own.len() == 1 && !own[0].is_accepted, "{own:?}");
+}
+
+#[test]
+fn the_search_goes_on_at_the_next_listener() {
+    let hanging = Server::start(|mut stream| {
+        read_request(&mut stream);
+        thread::sleep(DEADLINE);
+    });
+    let right = Server::answering(ok("waiting{queue=\"a\"} 3\n"));
+    let endpoints = vec![hanging.endpoint(), right.endpoint()];
+    // The next attempt follows after 50 times the time of this one.
+    let brief = Timing {
+        late: Duration::from_millis(1),
+        ..QUICK
+    };
+    let asker = asker_with(vec![process(1, endpoints)], brief);
+    let report = report_when(&asker, |report| report.endpoint.is_some());
+    assert_eq!(report.endpoint, Some(right.address.to_string()));
+    assert_eq!(hanging.connections(), 1);
+}
+
+#[test]
+fn names_of_programs_are_escaped() {
+    let server = Server::answering(ok("waiting{queue=\"a\"} 3\n"));
+    let hostile = Process {
+        program: Program::new("/tmp/envoy-\u{1b}[2K\u{7}", b""),
+        ..process(1, vec![server.endpoint()])
+    };
+    let asker = asker(vec![hostile]);
+    let report = report_when(&asker, |report| report.is_asked);
+    assert!(report.exe.starts_with("envoy-"), "{}", report.exe);
+    assert!(!report.exe.contains(char::is_control), "{:?}", report.exe);
+}
+
+#[test]
+fn large_answers_share_one_budget_of_memory() {
+    let servers: Vec<Server> = (0..16)
+        .map(|_| {
+            Server::start(|mut stream| {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"$1000000\r\n");
+                let _ = stream.write_all(&[b'x'; 900_000]);
+                thread::sleep(DEADLINE);
+            })
+        })
+        .collect();
+    let processes = servers.iter().enumerate().map(|(at, server)| Process {
+        preset: built_in("redis"),
+        ..process(at as u32, vec![server.endpoint()])
+    });
+    let asker = asker(processes.collect());
+    report_when(&asker, |report| {
+        let failure = report.failure.as_ref();
+        failure.is_some_and(|why| why.contains("too many large answers"))
+    });
 }
 
 #[test]
@@ -406,7 +549,7 @@ fn a_port_that_another_process_has_taken_over_is_not_believed() {
     report_when(&asker, |report| report.endpoint.is_some());
     is_other.store(true, Ordering::Relaxed);
     // The listener is the same for the kernel.
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     assert!(report.failure.unwrap().contains("it is not shop"));
     assert!(asker.take().last().unwrap().queues.is_none());
     // It is another one: nothing of the old answers stays.
@@ -447,7 +590,7 @@ fn a_unix_socket_of_another_process_is_not_asked() {
         pid: std::os::unix::process::parent_id(),
     };
     let asker = asker(vec![process(1, vec![endpoint])]);
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     let failure = report.failure.unwrap();
     assert!(failure.contains("belongs to process"), "{failure}");
     let (mut stream, _) = listener.accept().unwrap();
@@ -473,7 +616,7 @@ fn a_listener_of_another_process_is_not_asked() {
         pid: std::os::unix::process::parent_id(),
     };
     let asker = asker(vec![process(1, vec![endpoint])]);
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     let failure = report.failure.unwrap();
     assert!(failure.contains("belongs to another process"), "{failure}");
     assert_eq!(
@@ -542,27 +685,36 @@ fn redis_with_a_password(answer: &'static str) -> (Server, Arc<Mutex<Vec<u8>>>) 
     (server, got)
 }
 
-fn redis_process(server: &Server, login: Option<u32>) -> Asker {
+fn built_in(name: &str) -> Arc<Preset> {
     let table = Table::new(&[], &[], &[]).unwrap();
     let mut presets = table.presets().iter();
-    let redis = presets.find(|preset| preset.name == "redis").unwrap();
-    let of_redis = Process {
-        preset: Arc::new(redis.clone()),
+    Arc::new(presets.find(|preset| preset.name == name).unwrap().clone())
+}
+
+fn redis_process(server: &Server, login: Option<u32>) -> Asker {
+    with_login(built_in("redis"), server, login)
+}
+
+fn with_login(preset: Arc<Preset>, server: &Server, login: Option<u32>) -> Asker {
+    let name = preset.name.clone();
+    let of_preset = Process {
+        preset,
         uid: Some(crate::app::users(std::process::id())[0]),
         ..process(1, vec![server.endpoint()])
     };
     let login = login.map(|process_user| {
-        let file = std::env::temp_dir().join(format!("tailback-password-{}", std::process::id()));
+        let file =
+            std::env::temp_dir().join(format!("tailback-password-{name}-{}", std::process::id()));
         std::fs::write(&file, "secret\n").unwrap();
         let login = Login {
             process_user,
             user: None,
             password_file: file,
         };
-        ("redis".to_owned(), login)
+        (name, login)
     });
     let asker = Asker::start(login.into_iter().collect(), || 7).unwrap();
-    asker.set_processes(vec![of_redis]);
+    asker.set_processes(vec![of_preset]);
     asker
 }
 
@@ -570,7 +722,7 @@ fn redis_process(server: &Server, login: Option<u32>) -> Asker {
 fn a_refused_password_is_sent_once() {
     let (server, got) = redis_with_a_password("-WRONGPASS invalid username-password pair\r\n");
     let asker = redis_process(&server, Some(crate::app::users(std::process::id())[0]));
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     let failure = report.failure.unwrap();
     assert!(failure.contains("login as default: WRONGPASS"), "{failure}");
     assert!(report.pace >= Duration::from_mins(10), "{:?}", report.pace);
@@ -582,8 +734,58 @@ fn a_refused_password_is_sent_once() {
 fn a_password_is_for_the_processes_of_its_user_only() {
     let (server, got) = redis_with_a_password("-NOAUTH Authentication required.\r\n");
     let asker = redis_process(&server, Some(4_000_000));
-    let report = report_when(&asker, |report| report.failure.is_some());
+    let report = failed(&asker);
     assert!(report.failure.unwrap().contains("it needs a password"));
     let got = String::from_utf8(lock(&got).clone()).unwrap();
+    assert!(!got.contains("secret"), "{got}");
+}
+
+/// A message of PostgreSQL's protocol that asks for a password.
+fn authentication(method: u32, data: &str) -> Vec<u8> {
+    let mut message = vec![b'R'];
+    message.extend((8 + data.len() as u32).to_be_bytes());
+    message.extend(method.to_be_bytes());
+    message.extend(data.bytes());
+    message
+}
+
+/// How a login ends if the server sends these after it has begun SCRAM; NONCE stands for the agent's nonce.
+fn after_scram(messages: &'static [(u32, &'static str)]) -> (String, String) {
+    let got = Arc::new(Mutex::new(String::new()));
+    let shared = Arc::clone(&got);
+    let server = Server::start(move |mut stream| {
+        let mut bytes = [0; 4096];
+        let _ = stream.read(&mut bytes);
+        let _ = stream.write_all(&authentication(10, "SCRAM-SHA-256\0\0"));
+        let len = stream.read(&mut bytes).unwrap_or(0);
+        let first = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        let nonce = first.rsplit("r=").next().unwrap_or_default();
+        for (method, data) in messages {
+            let data = data.replace("NONCE", nonce);
+            let _ = stream.write_all(&authentication(*method, &data));
+        }
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        lock(&shared).push_str(&String::from_utf8_lossy(&rest));
+    });
+    let own_user = crate::app::users(std::process::id())[0];
+    let asker = with_login(built_in("pgbouncer"), &server, Some(own_user));
+    let failure = failed(&asker).failure.unwrap();
+    let until = Instant::now() + DEADLINE;
+    while server.open() > 0 && Instant::now() < until {
+        thread::sleep(Duration::from_millis(5));
+    }
+    (failure, lock(&got).clone())
+}
+
+#[test]
+fn scram_is_done_once_and_no_plain_password_is_sent_within_it() {
+    const SECOND: (u32, &str) = (11, "r=NONCEx,s=c2FsdA==,i=4096");
+    let (failure, _) = after_scram(&[SECOND, SECOND]);
+    assert!(failure.contains("repeats a message"), "{failure}");
+    let (failure, _) = after_scram(&[(10, "SCRAM-SHA-256\0\0")]);
+    assert!(failure.contains("begins SCRAM twice"), "{failure}");
+    let (failure, got) = after_scram(&[(3, "")]);
+    assert!(failure.contains("within SCRAM"), "{failure}");
     assert!(!got.contains("secret"), "{got}");
 }

@@ -1,8 +1,6 @@
 //! HTTP: one GET after another on a connection, which ends with the answer: an idle connection may hold a thread of the service.
 //! Redirects are not followed, nothing is decompressed.
 
-use std::sync::Arc;
-
 use anyhow::{Context as _, Result, bail, ensure};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -13,8 +11,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 
-use super::{Endpoint, MAX_ANSWER_BYTES, MAX_HTTP_BYTES, TooLarge, text};
-use crate::app::own::Own;
+use super::{Endpoint, MAX_ANSWER_BYTES, MAX_HTTP_BYTES, Origin, TooLarge, text};
 
 /// Largest head of an answer, bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -36,8 +33,8 @@ impl Drop for Client {
 }
 
 impl Client {
-    pub async fn connect(endpoint: &Endpoint, own: &Arc<Own>) -> Result<Self> {
-        let mut connection = endpoint.connect(own, None).await?;
+    pub async fn connect(endpoint: &Endpoint, from: &Origin) -> Result<Self> {
+        let mut connection = endpoint.connect(from, None).await?;
         // Also of answers that announce others, without end.
         connection.allowance = Some(MAX_HTTP_BYTES);
         let host = match endpoint {

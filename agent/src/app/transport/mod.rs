@@ -21,9 +21,10 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::Semaphore,
 };
 
-use super::own::{Own, OwnConnection};
+use super::own::{Held, Own, OwnConnection};
 use crate::text::harmless;
 
 /// Largest answer, bytes.
@@ -71,10 +72,12 @@ impl Endpoint {
         SocketAddr::new(ip, address.port())
     }
 
-    /// Checks whose listener it is, and connects; nothing is sent before it is known that the connection is to that listener. The connection is listed in `own` while it exists. `user`:
-    /// the only one, beside root, whose listener may get a password.
-    pub async fn connect(&self, own: &Arc<Own>, user: Option<u32>) -> Result<Connection> {
-        let (connection, holder) = match self {
+    /// Checks whose listener it is, and connects; nothing is sent before it is known that the connection is to that listener. The
+    /// connection is listed as the agent's own while it exists. `user`: the only one, beside root, whose listener may receive
+    /// a password.
+    pub async fn connect(&self, from: &Origin, user: Option<u32>) -> Result<Connection> {
+        let own = &from.own;
+        let (stream, listed, holder) = match self {
             Self::Tcp { address, pid, .. } => {
                 let address = Self::address(*address);
                 let listeners = owner::listeners_at(address)?;
@@ -89,13 +92,13 @@ impl Endpoint {
                     "another process is taking over {address}"
                 );
                 stream.set_nodelay(true)?;
-                (Connection::new(Stream::Tcp(stream), listed), holder)
+                (Stream::Tcp(stream), listed, holder)
             }
             Self::Unix { path, pid, inode } => {
                 // The path may lead through a file system of the service's own, which may never answer: not on this thread.
                 let (pid, path) = (*pid, path.clone());
                 let connect = move || owner::connect_unix(pid, &path);
-                let stream = tokio::task::spawn_blocking(connect).await?;
+                let stream = from.run_blocking(connect).await;
                 let stream = stream.with_context(|| format!("cannot connect to {self}"))?;
                 let stream = UnixStream::from_std(stream)?;
                 let listed = own.add_unix(rustix::fs::fstat(stream.as_fd())?.st_ino, *inode);
@@ -103,14 +106,47 @@ impl Endpoint {
                 // In another pid namespace the number is 0.
                 let process = holder.pid().map(i32::unsigned_abs).filter(|pid| *pid > 0);
                 owner::check_unix(process, holder.uid(), pid)?;
-                (Connection::new(Stream::Unix(stream), listed), holder.uid())
+                (Stream::Unix(stream), listed, holder.uid())
             }
         };
         ensure!(
             holder == 0 || user.is_none_or(|user| user == holder),
-            "its listener is that of user {holder}, who may not get the password"
+            "its listener is that of user {holder}, which must not receive the password"
         );
-        Ok(connection)
+        Ok(Connection::new(stream, listed, own.hold()))
+    }
+}
+
+/// What the connections to one process share.
+#[derive(Clone)]
+pub struct Origin {
+    pub own: Arc<Own>,
+    /// Of one permit: whoever waits for a file system of the process has it.
+    blocking: Arc<Semaphore>,
+}
+
+impl Origin {
+    pub fn new(own: &Arc<Own>) -> Self {
+        Self {
+            own: Arc::clone(own),
+            blocking: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Runs what waits for a file system on another thread: one for each process at most. The thread stays blocked even if nobody
+    /// waits for its result any more.
+    pub async fn run_blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let permit = Arc::clone(&self.blocking).try_acquire_owned();
+        let permit = permit.context("an earlier attempt still waits for its file system")?;
+        let run = move || {
+            let result = run();
+            drop(permit);
+            result
+        };
+        tokio::task::spawn_blocking(run).await?
     }
 }
 
@@ -155,17 +191,20 @@ pub struct Connection {
     /// Read and not yet used.
     buffer: Vec<u8>,
     listed: OwnConnection,
+    /// Memory of the answer.
+    held: Arc<Held>,
     is_accepted: bool,
     /// Bytes that may still be read, if that is limited here.
     allowance: Option<usize>,
 }
 
 impl Connection {
-    fn new(stream: Stream, listed: OwnConnection) -> Self {
+    fn new(stream: Stream, listed: OwnConnection, held: Held) -> Self {
         Self {
             stream,
             buffer: Vec::new(),
             listed,
+            held: Arc::new(held),
             is_accepted: false,
             allowance: None,
         }
@@ -244,6 +283,9 @@ impl AsyncRead for Connection {
                 None => return Poll::Ready(Err(io::Error::other(TooLarge))),
             }
         }
+        if let Err(error) = this.held.add(len) {
+            return Poll::Ready(Err(error));
+        }
         read
     }
 }
@@ -278,4 +320,30 @@ impl AsyncWrite for Connection {
 /// The text of an answer, which must be UTF-8.
 fn text(bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).context("the answer is not UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_process_blocks_one_thread_at_most() {
+        let own = Arc::<Own>::default();
+        let (origin, other) = (Origin::new(&own), Origin::new(&own));
+        let (unblock, blocked) = mpsc::channel::<()>();
+        let wait = origin.run_blocking(move || Ok(blocked.recv()?));
+        let given_up = tokio::time::timeout(Duration::from_millis(20), wait).await;
+        assert!(given_up.is_err());
+        let error = origin.run_blocking(|| Ok(())).await.unwrap_err();
+        assert!(error.to_string().contains("earlier attempt"), "{error}");
+        other.run_blocking(|| Ok(())).await.unwrap();
+        unblock.send(()).unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while origin.run_blocking(|| Ok(())).await.is_err() {
+            assert!(std::time::Instant::now() < until);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }

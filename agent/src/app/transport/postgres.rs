@@ -1,17 +1,14 @@
 //! PostgreSQL's protocol, version 3: a login, and simple queries.
 
-use std::sync::Arc;
-
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
-    Connection, Endpoint, LoginRefused, MAX_ANSWER_BYTES, Password,
+    Connection, Endpoint, LoginRefused, MAX_ANSWER_BYTES, Origin, Password,
     scram::{Login, MECHANISM, Signature},
 };
 use crate::app::{
     lines,
-    own::Own,
     series::{Names, SeriesSet},
 };
 
@@ -26,12 +23,12 @@ pub struct Client(Connection);
 impl Client {
     pub async fn connect(
         endpoint: &Endpoint,
-        own: &Arc<Own>,
+        from: &Origin,
         (user, database): (&str, &str),
         login: Option<&Password>,
     ) -> Result<Self> {
         let only = login.map(|login| login.only);
-        let mut connection = endpoint.connect(own, only).await?;
+        let mut connection = endpoint.connect(from, only).await?;
         connection.write_all(&startup(user, database)).await?;
         let mut client = Self(connection);
         let mut budget = MAX_ANSWER_BYTES;
@@ -120,6 +117,7 @@ impl Client {
         (table, labels): (&str, &[String]),
         names: &Names,
     ) -> Result<SeriesSet> {
+        self.0.held.release();
         self.send(b'Q', &text(&[query])).await?;
         let mut budget = MAX_ANSWER_BYTES;
         let mut columns = Vec::new();
@@ -135,7 +133,10 @@ impl Client {
                 Message::Ready => {
                     return match failure {
                         Some(error) => bail!("{query}: {error}"),
-                        None => Ok(out),
+                        None => {
+                            self.0.held.release();
+                            Ok(out)
+                        }
                     };
                 }
                 Message::Other(..) => {}

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Connection, Endpoint, LoginRefused, MAX_ANSWER_BYTES, Password};
-use crate::app::own::Own;
+use super::{Connection, Endpoint, LoginRefused, MAX_ANSWER_BYTES, Origin, Password};
 
 /// Maximum depth of arrays in arrays.
 const MAX_DEPTH: usize = 8;
+/// Maximum number of elements of a reply, in all its lists. Replies of a few hundred are asked for.
+const MAX_ELEMENTS: usize = 16_384;
+/// Memory that an element takes, bytes: its place, with what its list keeps free.
+const ELEMENT_BYTES: usize = 64;
+/// Memory that a list takes beside its elements, as a number of elements: a list of one has room for four.
+const LIST_ELEMENTS: usize = 3;
 /// Longest line, bytes: numbers, states and errors are shorter.
 const MAX_LINE_BYTES: usize = 4 << 10;
 
@@ -58,12 +63,12 @@ impl Client {
     /// `login`: a user and its password.
     pub async fn connect(
         endpoint: &Endpoint,
-        own: &Arc<Own>,
+        from: &Origin,
         login: Option<(&str, &Password)>,
     ) -> Result<Self> {
         let only = login.map(|(_, password)| password.only);
         let mut client = Self {
-            connection: endpoint.connect(own, only).await?,
+            connection: endpoint.connect(from, only).await?,
             budget: MAX_ANSWER_BYTES,
         };
         if let Some((user, password)) = login {
@@ -87,6 +92,7 @@ impl Client {
     /// The next commands belong to another answer.
     pub fn begin(&mut self) {
         self.budget = MAX_ANSWER_BYTES;
+        self.connection.held.release();
     }
 
     /// The replies to several commands, which are sent at once.
@@ -99,10 +105,18 @@ impl Client {
             }
         }
         self.connection.write_all(&request).await?;
+        let held = Arc::clone(&self.connection.held);
+        // The replies to the commands before have been used.
+        held.release();
         let mut replies = Vec::new();
         for _ in commands {
             let mut parser = Parser::default();
-            let parse = |bytes: &[u8]| parser.parse(bytes);
+            let parse = |bytes: &[u8]| {
+                let before = parser.weight;
+                let reply = parser.parse(bytes)?;
+                held.add((parser.weight - before) * ELEMENT_BYTES)?;
+                Ok(reply)
+            };
             let reply = self.connection.message(&mut self.budget, parse).await?;
             if let Reply::Error(error) = &reply {
                 if error.starts_with("NOAUTH") {
@@ -131,6 +145,10 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
 struct Parser {
     /// Lists that are not complete: the number of missing elements, and the elements.
     open: Vec<(usize, Vec<Reply>)>,
+    /// Elements that lists have announced.
+    elements: usize,
+    /// Memory of what was parsed, in elements.
+    weight: usize,
     /// What was parsed, and how much of the next line has no end.
     at: usize,
     searched: usize,
@@ -147,9 +165,16 @@ impl Parser {
     /// `bytes`: those of the last call, and what followed. Returns the reply and its length.
     fn parse(&mut self, bytes: &[u8]) -> Result<Option<(Reply, usize)>> {
         while let Some(part) = self.part(bytes)? {
+            self.weight += 1;
             let mut whole = match part {
                 Part::Whole(reply) => reply,
                 Part::List(len) => {
+                    self.weight += LIST_ELEMENTS;
+                    self.elements += len;
+                    ensure!(
+                        self.elements <= MAX_ELEMENTS,
+                        "a reply has too many elements"
+                    );
                     ensure!(self.open.len() < MAX_DEPTH, "a reply has too many levels");
                     self.open.push((len, Vec::new()));
                     continue;
@@ -246,11 +271,11 @@ mod tests {
 
     #[test]
     fn a_reply_that_arrives_byte_by_byte_is_parsed_once() {
-        let count = 200_000;
+        let count = MAX_ELEMENTS;
         let mut whole = format!("*{count}\r\n").into_bytes();
         whole.extend(b":1\r\n".repeat(count));
         let mut parser = Parser::default();
-        // Quadratic work would take hours.
+        // Quadratic work would take minutes.
         for end in 0..whole.len() {
             assert!(parser.parse(&whole[..end]).unwrap().is_none(), "{end}");
         }
@@ -264,6 +289,22 @@ mod tests {
         for end in 0..whole.len() {
             assert!(parse(&whole[..end]).unwrap().is_none(), "{end}");
         }
+    }
+
+    #[test]
+    fn the_elements_of_all_lists_of_a_reply_are_bounded() {
+        let mut parser = Parser::default();
+        let lists = MAX_ELEMENTS / 2;
+        let mut bytes = format!("*{lists}\r\n").into_bytes();
+        bytes.extend(b"*1\r\n:1\r\n".repeat(lists - 1));
+        assert!(parser.parse(&bytes).unwrap().is_none());
+        assert_eq!(
+            parser.weight,
+            1 + LIST_ELEMENTS + (lists - 1) * (2 + LIST_ELEMENTS)
+        );
+        bytes.extend(b"*2\r\n");
+        let error = parser.parse(&bytes).unwrap_err();
+        assert!(error.to_string().contains("too many elements"), "{error}");
     }
 
     #[test]

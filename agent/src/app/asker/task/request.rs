@@ -75,7 +75,7 @@ impl Asked {
         path: usize,
         mut client: Client,
     ) -> Result<(SeriesSet, Client)> {
-        let own = &self.context.shared.own;
+        let from = &self.origin;
         let names = &self.names;
         let mut kept = self.kept.lock().await;
         let mut http = None;
@@ -91,7 +91,7 @@ impl Asked {
                 Ask::Prometheus { optional, .. } | Ask::Json { optional, .. } => {
                     let mut open = match http.take().filter(http::Client::is_open) {
                         Some(open) => open,
-                        None => http::Client::connect(endpoint, own).await?,
+                        None => http::Client::connect(endpoint, from).await?,
                     };
                     match self.get(&mut open, ask, path).await {
                         Ok(answer) => {
@@ -111,11 +111,11 @@ impl Asked {
                     table,
                     labels,
                 } => {
-                    let text = line::ask(endpoint, own, command).await?;
+                    let text = line::ask(endpoint, from, command).await?;
                     all.append(lines::csv(&text, table, labels, names));
                 }
                 Ask::Pairs { command, table } => {
-                    let text = line::ask(endpoint, own, command).await?;
+                    let text = line::ask(endpoint, from, command).await?;
                     all.append(lines::pairs(&text, table, names));
                 }
                 Ask::Postgres {
@@ -131,7 +131,7 @@ impl Asked {
                             let user = self.login().and_then(|login| login.user.as_ref());
                             let place = (user.unwrap_or(usual_user).as_str(), database.as_str());
                             let password = self.password().await?;
-                            postgres::Client::connect(endpoint, own, place, password.as_ref())
+                            postgres::Client::connect(endpoint, from, place, password.as_ref())
                                 .await?
                         }
                     };
@@ -151,10 +151,12 @@ impl Asked {
                     let user = self.login().and_then(|login| login.user.as_deref());
                     let user = user.unwrap_or("default");
                     let login = password.as_ref().map(|password| (user, password));
-                    resp::Client::connect(endpoint, own, login).await?
+                    resp::Client::connect(endpoint, from, login).await?
                 }
             };
             all.append(redis::ask(&mut session, asks, &mut kept.redis, names).await?);
+            // Its replies have been used.
+            session.begin();
             client = Client::Redis(session);
         }
         Ok((all, client))
@@ -178,7 +180,7 @@ impl Asked {
         }
     }
 
-    /// The login, if this process may get it.
+    /// The login, if this process may receive it.
     fn login(&self) -> Option<&Login> {
         let login = self.context.logins.get(&self.process.preset.name)?;
         (self.process.uid == Some(login.process_user)).then_some(login)
@@ -190,7 +192,7 @@ impl Asked {
             return Ok(None);
         };
         let only = login.process_user;
-        let text = tokio::task::spawn_blocking(move || login.password()).await??;
+        let text = self.origin.run_blocking(move || login.password()).await?;
         Ok(Some(Password { only, text }))
     }
 }
