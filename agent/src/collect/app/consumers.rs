@@ -33,22 +33,7 @@ impl Apps {
         if named.is_empty() {
             return;
         }
-        // As the client sees its connection.
-        let ends = connections.iter().filter_map(|connection| {
-            let (local, remote) = (canonical(connection.local), canonical(connection.remote));
-            let client = (connection.tgid, remote);
-            named.contains(&client).then_some(((remote, local), client))
-        });
-        let ends: HashMap<(SocketAddr, SocketAddr), (u32, SocketAddr)> = ends.collect();
-        let watched = connections
-            .iter()
-            .map(|one| (one.local, one.remote, one.tgid));
-        let peers = peers.iter().map(|one| (one.local, one.remote, one.tgid));
-        for (local, remote, tgid) in watched.chain(peers) {
-            if let Some(client) = ends.get(&(canonical(local), canonical(remote))) {
-                self.consumers.entry(*client).or_default().insert(tgid);
-            }
-        }
+        self.consumers = holders(&named, connections, peers);
     }
 
     /// Each service, and the processes that take items from its queues.
@@ -76,6 +61,118 @@ impl Apps {
             });
             let tgids: BTreeSet<u32> = tgids.flatten().copied().collect();
             queue.consumer_tgids = tgids.into_iter().collect();
+        }
+    }
+}
+
+/// A client of a service: the process of the service, and the client's address.
+type Client = (u32, SocketAddr);
+/// A connection as one of its ends sees it: its network namespace if it is a loopback connection, the local and the remote address.
+type Ends = (Option<u32>, SocketAddr, SocketAddr);
+
+/// The ends of a connection. Loopback addresses mean the same only within a network namespace.
+fn ends(netns: u32, local: SocketAddr, remote: SocketAddr) -> Ends {
+    let (local, remote) = (canonical(local), canonical(remote));
+    let is_loopback = local.ip().is_loopback() || remote.ip().is_loopback();
+    (is_loopback.then_some(netns), local, remote)
+}
+
+/// The processes that hold the clients' ends of the services' connections.
+fn holders(
+    named: &HashSet<Client>,
+    connections: &[Connection],
+    peers: &[Peer],
+) -> HashMap<Client, BTreeSet<u32>> {
+    // As the client sees its connection.
+    let of_services = connections.iter().filter_map(|one| {
+        let client = (one.tgid, canonical(one.remote));
+        let ends = ends(one.netns, one.remote, one.local);
+        named.contains(&client).then_some((ends, client))
+    });
+    let of_services: HashMap<Ends, Client> = of_services.collect();
+    let watched = connections
+        .iter()
+        .map(|one| (ends(one.netns, one.local, one.remote), one.tgid));
+    let peers = peers
+        .iter()
+        .map(|one| (ends(one.netns, one.local, one.remote), one.tgid));
+    let mut holders: HashMap<Client, BTreeSet<u32>> = HashMap::new();
+    for (ends, tgid) in watched.chain(peers) {
+        if let Some(client) = of_services.get(&ends) {
+            holders.entry(*client).or_default().insert(tgid);
+        }
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REDIS: u32 = 10;
+    const WORKER: u32 = 20;
+
+    fn address(ip: [u8; 4], port: u16) -> SocketAddr {
+        SocketAddr::from((ip, port))
+    }
+
+    fn worker(netns: u32, local: SocketAddr, remote: SocketAddr) -> Peer {
+        Peer {
+            netns,
+            local,
+            remote,
+            tgid: WORKER,
+            fd: 5,
+            name: "rq".to_owned(),
+        }
+    }
+
+    fn found(netns: u32, ip: [u8; 4]) -> Vec<u32> {
+        let (server, client) = (address(ip, 6379), address(ip, 50_000));
+        let accepted = Connection {
+            tgid: REDIS,
+            netns: 1,
+            local: server,
+            remote: client,
+            ..connection()
+        };
+        let named = HashSet::from([(REDIS, client)]);
+        let holders = holders(&named, &[accepted], &[worker(netns, client, server)]);
+        holders.into_values().flatten().collect()
+    }
+
+    #[test]
+    fn a_loopback_connection_of_another_network_namespace_is_not_a_consumer() {
+        assert_eq!(found(1, [127, 0, 0, 1]), [WORKER]);
+        assert!(found(2, [127, 0, 0, 1]).is_empty());
+        assert_eq!(found(2, [10, 0, 0, 7]), [WORKER]);
+    }
+
+    fn connection() -> Connection {
+        Connection {
+            cookie: 1,
+            tgid: 0,
+            fd: 5,
+            netns: 1,
+            local: address([0, 0, 0, 0], 0),
+            remote: address([0, 0, 0, 0], 0),
+            state: 1,
+            rcv_nxt: 0,
+            copied_seq: 0,
+            write_seq: 0,
+            snd_una: 0,
+            snd_nxt: 0,
+            snd_wnd: 65_536,
+            rmem_alloc: 0,
+            rcvbuf: 131_072,
+            wmem_queued: 0,
+            sndbuf: 131_072,
+            drops: 0,
+            snd_wl1: 0,
+            segments: 0,
+            since_received_ns: 0,
+            since_sent_ns: 0,
+            since_any_segment_ns: 0,
         }
     }
 }
