@@ -177,7 +177,12 @@ impl Track {
     ) -> Score {
         let observed = self.delays.add(now_ns, delay.now_ns as f64, window_ns);
         // An item that is older than the window was in the queue throughout, even if sampling began later.
-        let proven = delay.proven_age_ns.saturating_sub(window_ns) as f64;
+        // The age that a service reports may be by another machine's clock: it is no proof by itself.
+        let proven_age_ns = match self.kind {
+            Kind::App => 0,
+            _ => delay.proven_age_ns,
+        };
+        let proven = proven_age_ns.saturating_sub(window_ns) as f64;
         let standing = observed.max(proven);
         let scale = SCORE_TARGETS * target_delay_ns as f64;
         let fill = reading.fill.unwrap_or(0.0);
@@ -400,6 +405,42 @@ mod tests {
     #[test]
     fn an_old_item_is_detected_in_the_first_sample() {
         assert!(levels(Kind::Accept, [accept(3, 9_000)])[0] >= Level::Critical);
+    }
+
+    #[test]
+    fn an_age_that_a_service_reports_is_not_proof_by_one_reading() {
+        let levels = levels(Kind::App, vec![accept(3, 9_000); 30]);
+        assert_eq!(levels[0], Level::Ok);
+        assert!(levels.last() >= Some(&Level::Critical));
+    }
+
+    #[test]
+    fn a_burst_of_jobs_that_drains_within_a_configured_target_is_ok() {
+        let without = WithoutBaseline::ColdStart {
+            exhausted_pool: None,
+        };
+        let burst = || {
+            (0..300).map(|tick| Reading {
+                limit: None,
+                fill: None,
+                full: false,
+                ..accept(300 - tick, 100 * tick)
+            })
+        };
+        let worst = |settings: &Settings| {
+            let mut track = Track::new(Kind::App);
+            let levels = burst().enumerate().map(|(tick, reading)| {
+                let now_ns = tick as u64 * TICK;
+                track.read(&reading, now_ns, settings, without).level
+            });
+            levels.max()
+        };
+        let minute = Settings {
+            target_delay_ns: Some(60_000_000_000),
+            ..Settings::default()
+        };
+        assert_eq!(worst(&minute), Some(Level::Ok));
+        assert!(worst(&Settings::default()) > Some(Level::Ok));
     }
 
     #[test]
