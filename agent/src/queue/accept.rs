@@ -345,6 +345,7 @@ impl Group {
             },
             oldest_age_ns,
             ages_ns: self.ages_ns.clone(),
+            no_consumers_ns: None,
             losses: self.losses,
             worst: None,
             extra,

@@ -35,8 +35,12 @@ struct Known {
     at_ns: u64,
     queue: AppQueue,
     reading: Reading,
+    /// It was seen that others take items from it.
+    is_drained: bool,
     /// Since when nothing has left it although items wait, ns.
     stuck_since_ns: Option<u64>,
+    /// The first answer of those in a row that say that it has no consumers, ns.
+    no_consumers_since_ns: Option<u64>,
 }
 
 impl Source for Apps {
@@ -101,6 +105,13 @@ impl Apps {
                 Some(before) if !is_new => again(&before.reading),
                 before => reading(before, queue, answer.at_ns),
             };
+            let is_drained =
+                before.is_some_and(|before| before.is_drained) || is_drained(queue, &reading);
+            let has_none = is_drained && queue.consumers == Some(0);
+            let no_consumers_since_ns = has_none.then(|| {
+                let since_ns = before.and_then(|before| before.no_consumers_since_ns);
+                since_ns.unwrap_or(answer.at_ns)
+            });
             let stuck_since_ns = match is_new {
                 true => stuck_since_ns(before, &reading),
                 false => before.and_then(|before| before.stuck_since_ns),
@@ -109,6 +120,8 @@ impl Apps {
             let stuck_ns = stuck_since_ns.map(|since_ns| answer.at_ns.saturating_sub(since_ns));
             let reading = Reading {
                 oldest_age_ns: reading.oldest_age_ns.or(stuck_ns),
+                no_consumers_ns: no_consumers_since_ns
+                    .map(|since_ns| answer.at_ns.saturating_sub(since_ns)),
                 ..reading
             };
             sink.put(target, Kind::App, &id, reading.clone());
@@ -117,7 +130,9 @@ impl Apps {
                 at_ns: answer.at_ns,
                 queue: queue.clone(),
                 reading,
+                is_drained,
                 stuck_since_ns,
+                no_consumers_since_ns,
             };
             known.insert(name, now);
         }
@@ -171,9 +186,19 @@ fn reading(before: Option<&Known>, now: &AppQueue, at_ns: u64) -> Reading {
     }
 }
 
-/// Since when nothing has left a queue: since the last answer before, if items were waiting then.
+/// Whether others take items from a queue. Queues of failed or delayed messages, and abandoned groups of a stream, only keep what is in
+/// them: that nothing leaves them is not a fault. Where departures are counted, only these are proof: the consumers of a stream stay
+/// registered after they have ended.
+fn is_drained(queue: &AppQueue, reading: &Reading) -> bool {
+    let has_consumers = queue.consumers.is_some_and(|consumers| consumers > 0);
+    reading.departures.is_some_and(|left| left > 0) || has_consumers && queue.left.is_none()
+}
+
+/// Since when nothing has left a queue that others take items from: since the last answer before, if items were waiting then.
 fn stuck_since_ns(before: Option<&Known>, now: &Reading) -> Option<u64> {
-    let before = before.filter(|before| before.queue.depth > 0 && now.departures == Some(0))?;
+    let before = before.filter(|before| {
+        before.is_drained && before.queue.depth > 0 && now.departures == Some(0)
+    })?;
     before.stuck_since_ns.or(Some(before.at_ns))
 }
 
@@ -334,13 +359,60 @@ mod tests {
             let queues = watched.read(Kind::App, answer(at_s, Some(vec![queue(depth, left)])));
             queues[0].1.oldest_age_ns
         };
-        assert_eq!(oldest(1, 0, 5), None);
+        assert_eq!(oldest(1, 0, 4), None);
         assert_eq!(oldest(3, 4, 5), None);
         assert_eq!(oldest(5, 4, 5), Some(2 * SECOND));
         assert_eq!(oldest(7, 6, 5), Some(4 * SECOND));
         assert_eq!(oldest(7, 6, 5), Some(4 * SECOND));
         assert_eq!(oldest(9, 5, 6), None);
         assert_eq!(oldest(11, 5, 6), Some(2 * SECOND));
+    }
+
+    #[test]
+    fn a_queue_that_nobody_was_seen_to_drain_is_not_stuck() {
+        let abandoned_group = |depth| AppQueue {
+            left: Some(5),
+            consumers: Some(2),
+            ..orders(depth)
+        };
+        let failed_messages = |depth| AppQueue {
+            entered: Some(depth),
+            consumers: Some(0),
+            ..orders(depth)
+        };
+        let unused_durable = |depth| AppQueue {
+            left: Some(0),
+            ..orders(depth)
+        };
+        for queue in [abandoned_group, failed_messages, unused_durable] {
+            let mut watched = Watched::default();
+            for at_s in 1..9 {
+                let sample = answer(at_s, Some(vec![queue(at_s)]));
+                let reading = watched.read(Kind::App, sample).remove(0).1;
+                let proof = (reading.oldest_age_ns, reading.no_consumers_ns);
+                assert_eq!(proof, (None, None));
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_whose_consumers_have_ended_says_for_how_long() {
+        let mut watched = Watched::default();
+        let mut since = |at_s, consumers| {
+            let queue = AppQueue {
+                consumers: Some(consumers),
+                ..orders(5)
+            };
+            let queues = watched.read(Kind::App, answer(at_s, Some(vec![queue])));
+            queues[0].1.no_consumers_ns
+        };
+        assert_eq!(since(1, 0), None);
+        assert_eq!(since(2, 4), None);
+        assert_eq!(since(3, 0), Some(0));
+        assert_eq!(since(3, 0), Some(0));
+        assert_eq!(since(5, 0), Some(2 * SECOND));
+        assert_eq!(since(6, 1), None);
+        assert_eq!(since(7, 0), Some(0));
     }
 
     #[test]

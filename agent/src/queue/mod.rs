@@ -106,6 +106,10 @@ pub struct Reading {
     /// Ages of the items that wait, ns, oldest first. Only TCP accept queues, requests in flight and outstanding calls have
     /// them; of requests and calls, the oldest 1,024.
     pub ages_ns: Vec<u64>,
+    /// For how long nobody has been there to take items from a queue inside a service, from which others took items before, ns: the
+    /// time between the first and the last answer that say so. `None`: it has consumers, or it was never seen to be drained.
+    #[serde(skip)]
+    pub no_consumers_ns: Option<u64>,
     /// Items lost since the previous reading.
     pub losses: u64,
     /// The worst part of the queue, for display: `fd 12 from 10.0.0.9:41234`.

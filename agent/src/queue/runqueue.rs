@@ -179,6 +179,7 @@ impl Group {
             wait_ns: known.then(|| self.delay_ns.checked_div(self.dispatches).unwrap_or(0)),
             oldest_age_ns: self.oldest_age_ns,
             ages_ns: Vec::new(),
+            no_consumers_ns: None,
             losses: 0,
             worst: None,
             extra,

@@ -355,6 +355,7 @@ impl Half {
             },
             oldest_age_ns: self.oldest_age_ns,
             ages_ns: Vec::new(),
+            no_consumers_ns: None,
             losses: self.losses,
             worst: worst.map(|worst| {
                 let by = worst
