@@ -6,7 +6,7 @@ use super::{
     wait_graph::{Step, View},
 };
 use crate::{
-    event::{Activity, Episode, share_of},
+    event::{Activity, Confidence, Episode, share_of},
     queue::Kind,
     sample::TargetId,
 };
@@ -33,6 +33,31 @@ impl<'a> Case<'a> {
         let consumer = || self.first()?.target;
         let other = (key.kind == Kind::App).then(consumer).flatten();
         other.unwrap_or(key.target)
+    }
+
+    /// How sure the threads that serve a queue inside a service can make a verdict, and why not surer. Consumers on other machines, or
+    /// whose address is unknown, may do something else than those that are sampled.
+    pub(super) fn known_consumers(self) -> (Confidence, Option<String>) {
+        let key = &self.episode.key;
+        let named = self.view.consumers.of(key);
+        if key.kind != Kind::App || named.is_empty() {
+            return (Confidence::High, None);
+        }
+        let mut queues = self.inputs.of(key.target, Kind::App);
+        let reading = queues.find(|(other, _)| *other == key);
+        let all = reading.and_then(|(_, reading)| reading.extra("consumers"));
+        let known = named.len();
+        if let Some(all) = all.filter(|all| *all > known as f64) {
+            let fact = format!("{known} of {all} consumers are known processes of this machine");
+            return (Confidence::Medium, Some(fact));
+        }
+        let sampled = self.first().map(|first| first.threads.tgids());
+        let is_other = |tgid: &u32| !named.contains(tgid);
+        if sampled.iter().flatten().any(is_other) {
+            let fact = "the consumers are idle themselves, so their service was observed";
+            return (Confidence::Medium, Some(fact.to_owned()));
+        }
+        (Confidence::High, None)
     }
 
     /// The window in which it is judged, from and to, CLOCK_MONOTONIC, ns.

@@ -89,8 +89,8 @@ enum Next {
 }
 
 /// The wait chain behind an episode. If the queue is that of an event loop or of a lock, it begins at the loop's thread or
-/// at the threads that wait for the lock; if it is inside the service, at the workers of the services that take items from it, if these
-/// are known; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
+/// at the threads that wait for the lock; if it is inside the service, at the workers of the processes that take items from it, if these
+/// are known, or of their services if they are idle; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
 /// do not. Then it begins at the workers that should accept from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
@@ -126,8 +126,20 @@ pub(super) fn chain_behind(
             chain_of(view, ThreadSet::of(waiting))
         }
         QueueId::App { .. } => {
+            let named = view.consumers.of(key);
+            let works = |(_, profile): (Thread, &ThreadProfile)| {
+                profile.idle() < MAX_IDLE_OF_A_WORKER && !is_timer(profile)
+            };
+            if named
+                .iter()
+                .flat_map(|tgid| view.window.of_process(*tgid))
+                .any(works)
+            {
+                return chain_of(view, workers(view, named));
+            }
+            // A consumer that forks a process for each item only waits for it: then its service is the next best guess.
             let mut tgids: BTreeSet<u32> = BTreeSet::new();
-            for consumer in view.consumers.of(key) {
+            for consumer in named {
                 let service = view.targets.of(*consumer);
                 let service = service.and_then(|target| view.targets.get(target));
                 tgids.insert(*consumer);

@@ -41,7 +41,9 @@ pub(super) fn verdict(case: Case<'_>, found: Option<(&CauseInfo, &Finding)>) -> 
         cause,
         share: finding.and_then(|finding| finding.share),
         confidence: finding.map_or(Confidence::Low, |finding| {
-            confidence(finding, case.samples()).min(hidden::max_confidence(case, cause))
+            confidence(finding, case.samples())
+                .min(hidden::max_confidence(case, cause))
+                .min(case.known_consumers().0)
         }),
         runner_up: runner_up(&shares, cause, finding),
         driven_by: case.episode.driven_by,
@@ -141,6 +143,7 @@ fn evidence(case: Case<'_>, cause: Cause, finding: Option<&Finding>) -> String {
         Some(ChainEnd::Cycle) => parts.push("they wait for each other".to_owned()),
         _ => {}
     }
+    parts.extend(case.known_consumers().1);
     parts.extend(hidden::words(case, cause));
     parts.join("; ")
 }
