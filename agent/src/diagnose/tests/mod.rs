@@ -3,6 +3,7 @@
 mod accelerators;
 mod classify;
 mod conntrack;
+mod consumers;
 mod explain;
 mod hidden;
 mod jvm_counters;

@@ -10,10 +10,11 @@ use super::super::{
 };
 use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
-    queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
+    queue::{Kind, Model, PendingRequest, QueueId, QueueKey, Reading, Readings},
     sample::{
-        Architecture, Connection, DatagramSocket, Detail, Holder, Listener, Listening, Peer, Pipe,
-        Sample, Scans, State, Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
+        AppAnswer, AppQueue, Architecture, Connection, DatagramSocket, Detail, Holder, Listener,
+        Listening, Peer, Pipe, Sample, Scans, State, Syscall, Target, TargetId, Title, UnixSocket,
+        UnixStyle, Wait,
     },
 };
 
@@ -377,6 +378,24 @@ impl Scene {
         self.readings.push((Arc::new(key), reading));
     }
 
+    /// A queue of jobs inside the first service, whose process is `tgid`, and the processes that take them.
+    pub(super) fn jobs(&mut self, tgid: u32, consumer_tgids: &[u32], reading: Reading) {
+        let queue = AppQueue {
+            name: "orders".to_owned(),
+            depth: reading.depth,
+            consumer_tgids: consumer_tgids.to_vec(),
+            ..AppQueue::default()
+        };
+        self.sample.app = vec![AppAnswer {
+            tgid,
+            preset: "redis".to_owned(),
+            queues: Some(vec![queue]),
+            ..AppAnswer::default()
+        }];
+        self.readings.retain(|(known, _)| known.kind != Kind::App);
+        self.readings.push((Arc::clone(&jobs().key), reading));
+    }
+
     pub(super) fn sample(&mut self) -> &mut Sample {
         &mut self.sample
     }
@@ -458,6 +477,20 @@ impl Scene {
     pub(super) fn verdict(&self, episode: &Episode) -> Verdict {
         self.diagnosis
             .judge(self.now(), episode, self.model.targets())
+    }
+}
+
+/// An open episode of the queue of [`Scene::jobs`], of which no departures are known.
+pub(super) fn jobs() -> Episode {
+    let id = QueueId::App {
+        preset: "redis".into(),
+        name: "orders".into(),
+    };
+    Episode {
+        key: Arc::new(QueueKey::new(1, Kind::App, id)),
+        arrivals: None,
+        departures: None,
+        ..episode(Kind::App, "")
     }
 }
 
