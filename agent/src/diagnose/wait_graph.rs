@@ -89,9 +89,10 @@ enum Next {
 }
 
 /// The wait chain behind an episode. If the queue is that of an event loop or of a lock, it begins at the loop's thread or
-/// at the threads that wait for the lock; if it is inside the service, at the workers of the processes that take items from it, if these
-/// are known, or of their services if they are idle; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
-/// do not. Then it begins at the workers that should accept from the sockets that fill, if they are known.
+/// at the threads that wait for the lock. If it is inside the service, it begins at the workers of the processes that take items
+/// from it, if these are known, or of their services, if they are idle themselves. Else it begins at the workers of the service.
+/// `uneven`: some listening sockets of its address fill, and others do not. Then it begins at the workers that should accept
+/// from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
     episode: &Episode,
