@@ -46,13 +46,13 @@ const MAX_PASSWORD_BYTES: u64 = 4_096;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
     pub tgid: u32,
-    /// Of the process that has this number now.
+    /// When it started: another process that gets the same number later has another time.
     pub start_ns: u64,
     pub preset: Arc<Preset>,
     pub program: Program,
     /// Where it may be asked, in this order.
     pub endpoints: Vec<Endpoint>,
-    /// Of its user ids the highest. `None`: unknown.
+    /// The highest of its user ids. `None`: unknown.
     pub uid: Option<u32>,
     /// Why it cannot be asked, if it has no endpoint.
     pub unreachable: Option<String>,
@@ -97,7 +97,7 @@ pub struct Report {
     /// Until the next request.
     pub pace: Duration,
     pub failure: Option<String>,
-    /// A request that was too large, and is not repeated.
+    /// A request whose answer was too large; it is not repeated.
     pub missing: Option<String>,
     /// The first attempt is over.
     pub is_asked: bool,
@@ -113,7 +113,7 @@ struct Shared {
     clients: Mutex<BTreeMap<(u32, String), Clients>>,
     own: Arc<Own>,
     has_answers: AtomicBool,
-    /// The version of [`Wanted`] that has its tasks.
+    /// The version of [`Wanted`] whose tasks are running.
     version: AtomicU64,
 }
 

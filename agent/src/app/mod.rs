@@ -3,7 +3,7 @@
 //! - `table`: which processes are recognized, where they are asked, and what their numbers mean. Data, in `presets.toml`; users add
 //!   rows in the configuration.
 //! - `recognize`: which preset a process belongs to. Pure, like `series`, `mapping` and the parsers `exposition`, `json`, `lines`.
-//! - `transport`: one file per protocol. Each bounds the time and the size of an answer.
+//! - `transport`: one file per protocol. Each bounds the size of an answer; `asker` bounds its time.
 //! - `own`: the agent's own connections.
 //! - `asker`: a thread with a task per process, so that a slow service never delays a sample.
 //!

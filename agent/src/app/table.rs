@@ -166,7 +166,7 @@ pub struct RedisQueues {
     pub without: Vec<String>,
 }
 
-/// A command for each queue.
+/// A command for each queue, or one for the server if the request names no queues.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct RedisValue {

@@ -1,4 +1,4 @@
-//! Attaches and detaches the hooks of the watch tier, and reads what they have measured.
+//! Attaches and detaches the hooks of the tiers `auto` and `watch`, and reads what they have measured.
 
 mod convert;
 

@@ -12,7 +12,7 @@ pub enum Tier {
     /// No hook is attached.
     #[default]
     Glance,
-    /// Hooks are attached while a queue is not ok.
+    /// Hooks are attached while a target is focused.
     Auto,
     /// Hooks are attached all the time.
     Watch,
@@ -60,7 +60,7 @@ const SETTLED_NS: u64 = 60_000 * MS;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation {
     pub(super) now_ns: u64,
-    /// A queue of a target is not ok.
+    /// A target is focused.
     pub(super) is_suspicious: bool,
     /// Context switches of the machine per second; `None` until they are known.
     pub(super) switches_per_s: Option<f64>,

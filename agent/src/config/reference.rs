@@ -71,7 +71,7 @@ pub const KEYS: &[Key] = &[
     key("[[app.login]]", "user", "text", "", "by default that of the preset"),
     key("[[app.login]]", "password_file", "absolute path", "", "a file with the password, read at each login; required"),
     key("[[app.preset]]", "name", "lower-case letters, digits, `_`, at most 40", "", "part of the names of its queues; a preset of the agent with this name is replaced; required"),
-    key("[[app.preset]]", "find", "`exe`: base names of executables, `argv`: consecutive arguments", "", "which processes: one of each that is given; required"),
+    key("[[app.preset]]", "find", "`exe`: base names of executables, `argv`: consecutive arguments", "", "which processes: of each list that is given, one entry must match; required"),
     key("[[app.preset]]", "at", "`ports`, `port_options`, `sockets`, `only_sockets`", "", "which of the process's own listeners: ports, options of the process that name one, base names of unix sockets; by default any port"),
     key("[[app.preset]]", "proof", "name of a value", "", "a value that each answer has; required"),
     key("[[app.preset]]", "pace", "duration, 500ms to 1h", "5s", "interval between requests; at least 50 times the time that an answer takes"),

@@ -6,7 +6,7 @@ use crate::{
     sample::{Sample, TargetId},
 };
 
-/// By the service and the queue: their tgids.
+/// The tgids of the consumers, by service and queue.
 #[derive(Default)]
 pub(super) struct Consumers(HashMap<(TargetId, QueueId), Vec<u32>>);
 

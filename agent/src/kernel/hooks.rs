@@ -1,7 +1,7 @@
-//! The hooks of the watch tier: programs at scheduler tracepoints that measure the waits of threads exactly.
+//! The hooks of the tiers `auto` and `watch`: programs at scheduler tracepoints that measure waits of threads exactly.
 //!
 //! They are loaded with the other programs if the tier asks for it, and attached and detached while the agent runs. What they
-//! measure stays in maps of the kernel, as histograms; the agent reads those, and no event crosses. Links and maps are
+//! measure stays in maps of the kernel, as histograms, which the agent reads; it gets no events. Links and maps are
 //! descriptors of this process, so nothing is left when it ends, however it ends.
 
 mod increase;

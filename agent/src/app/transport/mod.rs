@@ -39,7 +39,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 pub enum Endpoint {
     Tcp {
         address: SocketAddr,
-        /// The kernel's, of that socket: the listener of another process that takes the port over has another one.
+        /// The kernel's cookie of that socket. If another process takes the port over, its listener has another one.
         cookie: u64,
         /// Its process, as the agent's /proc numbers it.
         pid: u32,
@@ -62,7 +62,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Where to connect: an address that only this machine has.
+    /// Where to connect: the address of the listener, or loopback if it listens on all.
     fn address(address: SocketAddr) -> SocketAddr {
         let ip = match address.ip().to_canonical() {
             ip if !ip.is_unspecified() => ip,
@@ -73,8 +73,8 @@ impl Endpoint {
     }
 
     /// Checks whose listener it is, and connects; nothing is sent before it is known that the connection is to that listener. The
-    /// connection is listed as the agent's own while it exists. `user`: the only one, beside root, whose listener may receive
-    /// a password.
+    /// connection is listed as the agent's own while it exists. `user`: the only one besides root whose listener
+    /// may receive a password.
     pub async fn connect(&self, from: &Origin, user: Option<u32>) -> Result<Connection> {
         let own = &from.own;
         let (stream, listed, holder) = match self {
@@ -150,7 +150,7 @@ impl Origin {
     }
 }
 
-/// A password, and the only user, beside root, whose listeners get it.
+/// A password, and the only user besides root whose listeners get it.
 pub struct Password {
     pub only: u32,
     pub text: String,

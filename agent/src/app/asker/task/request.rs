@@ -39,7 +39,7 @@ impl Client {
 #[derive(Default)]
 pub(super) struct Kept {
     redis: redis::State,
-    /// Optional requests that were too large, by their place in the preset.
+    /// Optional requests whose answers were too large, by their place in the preset.
     left_out: BTreeSet<usize>,
 }
 
