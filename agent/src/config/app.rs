@@ -86,15 +86,17 @@ mod tests {
     }
 
     #[test]
-    fn the_row_in_the_documentation_is_valid() {
+    fn the_examples_in_the_documentation_are_valid() {
         let page = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../docs/reference/queues/app.md"
         );
         let page = std::fs::read_to_string(page).unwrap();
-        let (_, rest) = page.split_once("```toml\n").unwrap();
-        let (example, _) = rest.split_once("```").unwrap();
-        let settings = Config::parse(example).unwrap().apps().unwrap().unwrap();
+        let blocks = page.split("```toml\n").skip(1);
+        let examples: Vec<Config> = blocks
+            .map(|rest| Config::parse(rest.split_once("```").unwrap().0).unwrap())
+            .collect();
+        let settings = examples.last().unwrap().apps().unwrap().unwrap();
         assert_eq!(settings.table.presets()[0].name, "shop");
     }
 

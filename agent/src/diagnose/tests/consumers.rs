@@ -28,6 +28,7 @@ fn idle() -> Wait {
 fn verdict(consumers: u64, threads: &[Wait], episode: &Episode) -> Verdict {
     let mut scene = Scene::of(&[&[BROKER], &[WORKER, WEB]]);
     scene.calls(1, (WORKER, 5), "10.0.0.9:5432".parse().unwrap());
+    scene.awaits(1);
     scene.jobs(BROKER, &[WORKER], waiting(consumers));
     scene.take_samples(60, threads);
     scene.verdict(episode)
