@@ -59,7 +59,7 @@ pub fn queues(preset: &Preset, answer: &SeriesSet, program: &Program, unix_ns: u
         clients.extend(of_row.clients());
         let mut names = BTreeSet::new();
         for queue in queues {
-            // Names that differ only beyond the limit of their length are one: the queues cannot be told apart.
+            // Names that differ only beyond the limit of their length are one: nothing distinguishes the queues.
             if !names.insert(queue.name.clone()) {
                 left_out += 1;
                 continue;

@@ -121,7 +121,7 @@ impl Endpoint {
 #[derive(Clone)]
 pub struct Origin {
     pub own: Arc<Own>,
-    /// Of one permit: whoever waits for a file system of the process has it.
+    /// Its one permit belongs to the thread that waits for a file system of the process.
     blocking: Arc<Semaphore>,
 }
 
