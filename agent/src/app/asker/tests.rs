@@ -426,8 +426,8 @@ fn queues_end_when_their_listener_is_replaced_by_one_that_does_not_answer() {
         let mut last = None;
         while last != Some(0) && Instant::now() < until {
             let answers = asker.take().into_iter();
-            let counts = answers.filter_map(|answer| Some(answer.queues?.len()));
-            last = counts.last().or(last);
+            let mut counts = answers.filter_map(|answer| Some(answer.queues?.len()));
+            last = counts.next_back().or(last);
             thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(last, Some(0));
