@@ -128,14 +128,8 @@ pub(super) fn chain_behind(
         }
         QueueId::App { .. } => {
             let named = view.consumers.of(key);
-            let works = |(_, profile): (Thread, &ThreadProfile)| {
-                profile.idle() < MAX_IDLE_OF_A_WORKER && !is_timer(profile)
-            };
-            if named
-                .iter()
-                .flat_map(|tgid| view.window.of_process(*tgid))
-                .any(works)
-            {
+            let mut threads = named.iter().flat_map(|tgid| view.window.of_process(*tgid));
+            if threads.any(|(_, profile)| works(profile)) {
                 return chain_of(view, workers(view, named));
             }
             // A consumer that forks a process for each item only waits for it: then its service is the next best guess.
@@ -165,7 +159,7 @@ pub(super) fn chain_from(view: View<'_>, target: TargetId) -> Vec<Step> {
 pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
     let all = || tgids.iter().flat_map(|tgid| view.window.of_process(*tgid));
     let active: Vec<Thread> = all()
-        .filter(|(_, profile)| profile.idle() < MAX_IDLE_OF_A_WORKER && !is_timer(profile))
+        .filter(|(_, profile)| works(profile))
         .map(|(thread, _)| thread)
         .collect();
     if active.is_empty() {
@@ -194,6 +188,11 @@ fn behind_standing_queues(view: View<'_>, target: TargetId, uneven: &Uneven) -> 
     (1..=uneven.standing)
         .contains(&busy.len())
         .then(|| ThreadSet::of(busy))
+}
+
+/// Whether a thread is a worker: it does not wait for work nearly all the time, and does not just run timers.
+fn works(profile: &ThreadProfile) -> bool {
+    profile.idle() < MAX_IDLE_OF_A_WORKER && !is_timer(profile)
 }
 
 /// Whether a thread only sleeps or waits for work, mostly the latter: it runs timers and does no work.
