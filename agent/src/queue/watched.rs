@@ -1,9 +1,7 @@
 //! Test helper: one watched service that is sampled at a fixed interval.
 
-use std::net::SocketAddr;
-
 use super::{Kind, Model, Reading};
-use crate::sample::{Connection, Sample, Scans, Target};
+use crate::sample::{Sample, Scans, Target};
 
 /// Interval between samples, ns.
 pub(super) const TICK: u64 = 100_000_000;
@@ -76,35 +74,6 @@ impl Watched {
     /// Queues of any kind that the last sample ended.
     pub(super) fn gone(&self) -> Vec<String> {
         self.gone.clone()
-    }
-}
-
-/// An established connection that has carried no data.
-pub(super) fn silent_connection() -> Connection {
-    Connection {
-        cookie: 0,
-        tgid: 10,
-        fd: 0,
-        netns: 1,
-        local: SocketAddr::from(([10, 0, 0, 1], 80)),
-        remote: SocketAddr::from(([10, 0, 0, 2], 4000)),
-        state: 1,
-        rcv_nxt: 0,
-        copied_seq: 0,
-        write_seq: 0,
-        snd_una: 0,
-        snd_nxt: 0,
-        snd_wnd: 0,
-        rmem_alloc: 0,
-        rcvbuf: 0,
-        wmem_queued: 0,
-        sndbuf: 0,
-        drops: 0,
-        snd_wl1: 0,
-        segments: 0,
-        since_received_ns: 0,
-        since_sent_ns: 0,
-        since_any_segment_ns: 0,
     }
 }
 

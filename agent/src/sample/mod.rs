@@ -11,6 +11,8 @@ mod architecture;
 mod conntrack;
 pub mod cut;
 pub mod file;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod hooks;
 mod host;
 mod jvm_counters;

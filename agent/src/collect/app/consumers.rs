@@ -108,6 +108,7 @@ fn holders(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::fixture::silent_connection;
 
     const REDIS: u32 = 10;
     const WORKER: u32 = 20;
@@ -131,10 +132,9 @@ mod tests {
         let (server, client) = (address(ip, 6379), address(ip, 50_000));
         let accepted = Connection {
             tgid: REDIS,
-            netns: 1,
             local: server,
             remote: client,
-            ..connection()
+            ..silent_connection()
         };
         let named = HashSet::from([(REDIS, client)]);
         let holders = holders(&named, &[accepted], &[worker(netns, client, server)]);
@@ -146,33 +146,5 @@ mod tests {
         assert_eq!(found(1, [127, 0, 0, 1]), [WORKER]);
         assert!(found(2, [127, 0, 0, 1]).is_empty());
         assert_eq!(found(2, [10, 0, 0, 7]), [WORKER]);
-    }
-
-    fn connection() -> Connection {
-        Connection {
-            cookie: 1,
-            tgid: 0,
-            fd: 5,
-            netns: 1,
-            local: address([0, 0, 0, 0], 0),
-            remote: address([0, 0, 0, 0], 0),
-            state: 1,
-            rcv_nxt: 0,
-            copied_seq: 0,
-            write_seq: 0,
-            snd_una: 0,
-            snd_nxt: 0,
-            snd_wnd: 65_536,
-            rmem_alloc: 0,
-            rcvbuf: 131_072,
-            wmem_queued: 0,
-            sndbuf: 131_072,
-            drops: 0,
-            snd_wl1: 0,
-            segments: 0,
-            since_received_ns: 0,
-            since_sent_ns: 0,
-            since_any_segment_ns: 0,
-        }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     sample::{
         AppAnswer, AppQueue, Architecture, Connection, DatagramSocket, Detail, Holder, Listener,
         Listening, Peer, Pipe, Sample, Scans, State, Syscall, Target, TargetId, Title, UnixSocket,
-        UnixStyle, Wait,
+        UnixStyle, Wait, fixture::silent_connection,
     },
 };
 
@@ -123,26 +123,15 @@ fn connection(cookie: u64, tgid: u32, fd: u32, ends: (SocketAddr, SocketAddr)) -
         cookie,
         tgid,
         fd,
-        netns: 1,
         local: ends.0,
         remote: ends.1,
-        state: 1,
-        rcv_nxt: 0,
-        copied_seq: 0,
-        write_seq: 0,
-        snd_una: 0,
-        snd_nxt: 0,
         snd_wnd: 65_536,
-        rmem_alloc: 0,
         rcvbuf: 131_072,
-        wmem_queued: 0,
         sndbuf: 131_072,
-        drops: 0,
-        snd_wl1: 0,
-        segments: 0,
         since_received_ns: 5_000_000_000,
         since_sent_ns: 5_000_000_000,
         since_any_segment_ns: 5_000_000_000,
+        ..silent_connection()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     queue::{Model, Reading, watched},
-    sample::{Listener, Listening, Network, Scans, Target, Thread},
+    sample::{Listener, Listening, Network, Scans, Target, Thread, fixture::silent_connection},
 };
 
 const MS: u64 = 1_000_000;
@@ -31,26 +31,19 @@ fn established(cookie: u64, local: &str, remote: &str) -> Connection {
         cookie,
         tgid: 7,
         fd: 10 + cookie as u32,
-        netns: 1,
         local: local.parse().unwrap(),
         remote: remote.parse().unwrap(),
-        state: state::ESTABLISHED,
         rcv_nxt: 1_000,
         copied_seq: 1_000,
         write_seq: 5_000,
         snd_una: 5_000,
         snd_nxt: 5_000,
         snd_wnd: 65_535,
-        rmem_alloc: 0,
-        rcvbuf: 0,
-        wmem_queued: 0,
-        sndbuf: 0,
-        drops: 0,
         snd_wl1: 1_000,
-        segments: 0,
         since_received_ns: 3_600_000 * MS,
         since_sent_ns: 3_600_000 * MS,
         since_any_segment_ns: 3_600_000 * MS,
+        ..silent_connection()
     }
 }
 

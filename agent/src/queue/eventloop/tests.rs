@@ -1,9 +1,8 @@
-use super::super::{
-    Kind, Model, Reading,
-    syscalls::tests::asleep,
-    watched::{TICK, silent_connection},
+use super::super::{Kind, Model, Reading, syscalls::tests::asleep, watched::TICK};
+use crate::sample::{
+    Connection, Epoll, Listener, Network, Sample, Scans, State, Target, Wait,
+    fixture::silent_connection,
 };
-use crate::sample::{Connection, Epoll, Listener, Network, Sample, Scans, State, Target, Wait};
 
 fn connection(cookie: u64, copied_seq: u32) -> Connection {
     Connection {

@@ -1,11 +1,12 @@
 use super::super::{
     Kind, Model, Reading,
     syscalls::tests::{asleep, locked},
-    watched::{extra, silent_connection},
+    watched::extra,
 };
 use super::pool_name;
 use crate::sample::{
-    Architecture, Connection, Detail, Listener, Sample, Scans, State, Syscall, Target, Thread, Wait,
+    Architecture, Connection, Detail, Listener, Sample, Scans, State, Syscall, Target, Thread,
+    Wait, fixture::silent_connection,
 };
 
 fn connection(fd: u32, port: u16) -> Connection {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sample::fixture::silent_connection;
 
 const OWN: u32 = 99;
 
@@ -23,26 +24,9 @@ fn connection(tgid: u32, local: u16, remote: u16) -> Connection {
         cookie: u64::from(local) << 16 | u64::from(remote),
         tgid,
         fd: 3,
-        netns: 1,
         local: address(local),
         remote: address(remote),
-        state: 1,
-        rcv_nxt: 0,
-        copied_seq: 0,
-        write_seq: 0,
-        snd_una: 0,
-        snd_nxt: 0,
-        snd_wnd: 0,
-        rmem_alloc: 0,
-        rcvbuf: 0,
-        wmem_queued: 0,
-        sndbuf: 0,
-        drops: 0,
-        snd_wl1: 0,
-        segments: 0,
-        since_received_ns: 0,
-        since_sent_ns: 0,
-        since_any_segment_ns: 0,
+        ..silent_connection()
     }
 }
 
