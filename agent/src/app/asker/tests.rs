@@ -669,10 +669,10 @@ fn an_optional_answer_that_is_too_large_is_left_out_from_then_on() {
     assert_eq!((report.queues, report.failure), (1, None));
 }
 
-/// A server of Redis that wants a password. Returns what it got.
+/// A server of Redis that wants a password. Returns what it received.
 fn redis_with_a_password(answer: &'static str) -> (Server, Arc<Mutex<Vec<u8>>>) {
-    let got = Arc::new(Mutex::new(Vec::new()));
-    let shared = Arc::clone(&got);
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&received);
     let server = Server::start(move |mut stream| {
         let mut bytes = [0; 4096];
         while let Ok(len @ 1..) = stream.read(&mut bytes) {
@@ -682,7 +682,7 @@ fn redis_with_a_password(answer: &'static str) -> (Server, Arc<Mutex<Vec<u8>>>) 
             }
         }
     });
-    (server, got)
+    (server, received)
 }
 
 fn built_in(name: &str) -> Arc<Preset> {
@@ -720,24 +720,24 @@ fn with_login(preset: Arc<Preset>, server: &Server, login: Option<u32>) -> Asker
 
 #[test]
 fn a_refused_password_is_sent_once() {
-    let (server, got) = redis_with_a_password("-WRONGPASS invalid username-password pair\r\n");
+    let (server, received) = redis_with_a_password("-WRONGPASS invalid username-password pair\r\n");
     let asker = redis_process(&server, Some(crate::app::users(std::process::id())[0]));
     let report = failed(&asker);
     let failure = report.failure.unwrap();
     assert!(failure.contains("login as default: WRONGPASS"), "{failure}");
     assert!(report.pace >= Duration::from_mins(10), "{:?}", report.pace);
-    let got = String::from_utf8(lock(&got).clone()).unwrap();
-    assert_eq!(got.matches("secret").count(), 1);
+    let received = String::from_utf8(lock(&received).clone()).unwrap();
+    assert_eq!(received.matches("secret").count(), 1);
 }
 
 #[test]
 fn a_password_is_for_the_processes_of_its_user_only() {
-    let (server, got) = redis_with_a_password("-NOAUTH Authentication required.\r\n");
+    let (server, received) = redis_with_a_password("-NOAUTH Authentication required.\r\n");
     let asker = redis_process(&server, Some(4_000_000));
     let report = failed(&asker);
     assert!(report.failure.unwrap().contains("it needs a password"));
-    let got = String::from_utf8(lock(&got).clone()).unwrap();
-    assert!(!got.contains("secret"), "{got}");
+    let received = String::from_utf8(lock(&received).clone()).unwrap();
+    assert!(!received.contains("secret"), "{received}");
 }
 
 /// A message of PostgreSQL's protocol that asks for a password.
@@ -751,8 +751,8 @@ fn authentication(method: u32, data: &str) -> Vec<u8> {
 
 /// How a login ends if the server sends these after it has begun SCRAM; NONCE stands for the agent's nonce.
 fn after_scram(messages: &'static [(u32, &'static str)]) -> (String, String) {
-    let got = Arc::new(Mutex::new(String::new()));
-    let shared = Arc::clone(&got);
+    let received = Arc::new(Mutex::new(String::new()));
+    let shared = Arc::clone(&received);
     let server = Server::start(move |mut stream| {
         let mut bytes = [0; 4096];
         let _ = stream.read(&mut bytes);
@@ -775,7 +775,7 @@ fn after_scram(messages: &'static [(u32, &'static str)]) -> (String, String) {
     while server.open() > 0 && Instant::now() < until {
         thread::sleep(Duration::from_millis(5));
     }
-    (failure, lock(&got).clone())
+    (failure, lock(&received).clone())
 }
 
 #[test]
@@ -785,7 +785,7 @@ fn scram_is_done_once_and_no_plain_password_is_sent_within_it() {
     assert!(failure.contains("repeats a message"), "{failure}");
     let (failure, _) = after_scram(&[(10, "SCRAM-SHA-256\0\0")]);
     assert!(failure.contains("begins SCRAM twice"), "{failure}");
-    let (failure, got) = after_scram(&[(3, "")]);
+    let (failure, received) = after_scram(&[(3, "")]);
     assert!(failure.contains("within SCRAM"), "{failure}");
-    assert!(!got.contains("secret"), "{got}");
+    assert!(!received.contains("secret"), "{received}");
 }
