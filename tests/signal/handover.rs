@@ -9,10 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use tailback_page::Page;
-use tailback_tests::{agent::Agent, ports, temp::TempDir, wait};
+use tailback_tests::{
+    agent::{Agent, Event},
+    ports,
+    temp::TempDir,
+    wait,
+};
 
 use crate::stage::{DEADLINE, jam};
 
@@ -63,6 +68,10 @@ fn the_next_agent_takes_over_the_pages_before_they_expire() -> Result<()> {
     first.process().signal(Signal::TERM)?;
     wait::until("the page of the next agent", DEADLINE, || {
         let is_renewed = pressure().pid != 0 && first.process().ended()?.is_some();
+        let unpublished = |event: &Event| event.text("code") == "not_published";
+        if let Some(notice) = second.events()?.iter().find(|event| unpublished(event)) {
+            bail!("{}", notice.text("text"));
+        }
         Ok(is_renewed.then_some(()))
     })?;
     eprintln!("the pages had a pid again after {:?}", began.elapsed());

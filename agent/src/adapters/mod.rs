@@ -343,7 +343,7 @@ async fn serve(
         let at = it.symlink_root.display().to_string();
         stats_of("envoy", at, Some(&it.target))
     });
-    let status = Listener::Unix(stream::bind(&own.path_to(ADAPTERS_SOCKET), 0o660)?);
+    let status = Listener::Unix(stream::bind_locked(&own.path_to(ADAPTERS_SOCKET), 0o660)?);
     privileges::drop_privileges(!envoys.is_empty())?;
     privileges::refuse_system_calls(!envoys.is_empty());
 

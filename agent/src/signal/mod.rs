@@ -276,7 +276,7 @@ fn serve(state: Arc<SharedState>, directory: &Directory) -> Result<()> {
     let path = directory.path_to(stream::SOCKET);
     let listener = {
         let _inside = runtime.enter();
-        stream::bind(&path, 0o660)?
+        stream::bind_locked(&path, 0o660)?
     };
     let directory = directory.path.clone();
     thread::Builder::new()

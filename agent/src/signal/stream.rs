@@ -68,11 +68,27 @@ enum Ask {
 
 /// Listens on a unix socket with this file mode, replacing a stale socket file.
 pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+    if is_socket(path) && std::os::unix::net::UnixStream::connect(path).is_err() {
         // The previous owner has exited.
         let _ = std::fs::remove_file(path);
     }
+    bind_new(path, mode)
+}
+
+/// Listens on a unix socket in a directory whose lock this agent holds, replacing any other. If a process still listens on that one,
+/// its agent has released the lock, and it is about to exit.
+pub fn bind_locked(path: &Path, mode: u32) -> Result<UnixListener> {
+    if is_socket(path) {
+        let _ = std::fs::remove_file(path);
+    }
+    bind_new(path, mode)
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket())
+}
+
+fn bind_new(path: &Path, mode: u32) -> Result<UnixListener> {
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
@@ -252,6 +268,8 @@ fn error(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tailback_tests::temp::TempDir;
+
     use super::*;
     use crate::{
         emit::json::reference::assert_documented,
@@ -263,6 +281,20 @@ mod tests {
     fn the_keys_of_an_error_are_those_of_the_documentation() {
         let error = serde_json::from_str(&error("too many subscribers")).unwrap();
         assert_documented("error", &[error]);
+    }
+
+    #[tokio::test]
+    async fn the_next_agent_takes_the_socket_of_one_that_is_still_exiting() {
+        let temp = TempDir::new("stream").unwrap();
+        let path = temp.path().join(SOCKET);
+        let exiting = bind_locked(&path, 0o660).unwrap();
+        let next = bind_locked(&path, 0o660).unwrap();
+        let _client = UnixStream::connect(&path).await.unwrap();
+        tokio::select! {
+            biased;
+            _ = exiting.accept() => panic!("the exiting agent was asked"),
+            client = next.accept() => assert!(client.is_ok()),
+        }
     }
 
     #[tokio::test]
