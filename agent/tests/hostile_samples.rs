@@ -292,6 +292,16 @@ fn app_answer(numbers: &mut Numbers, sample: &Sample) -> AppAnswer {
         "redis".clone_into(&mut answer.preset);
         for (index, queue) in answer.queues.iter_mut().flatten().enumerate() {
             queue.name = format!("queue {index}");
+            // Every other one is a proxy's, and names some connections.
+            let connections = sample.connections.iter().take(3);
+            let ends = connections.map(|one| {
+                if index % 4 == 0 {
+                    one.local
+                } else {
+                    one.remote
+                }
+            });
+            queue.served_on = (index % 2 == 0).then(|| ends.collect());
         }
     }
     answer

@@ -1,5 +1,7 @@
 //! Line protocols: tables with a head line, and lines `key: value`.
 
+use std::net::SocketAddr;
+
 use super::series::{Names, Series, SeriesSet};
 
 /// Maximum number of columns of a table. HAProxy has about a hundred.
@@ -20,7 +22,7 @@ pub fn csv(text: &str, table: &str, labels: &[String], names: &Names) -> SeriesS
     out
 }
 
-/// The values of one row of a table.
+/// The values of one row of a table. A field may also be an address with a port.
 pub fn rows(
     columns: &[String],
     fields: &[String],
@@ -35,10 +37,15 @@ pub fn rows(
         if !names.contains(&name) {
             continue;
         }
+        let address: Option<SocketAddr> = field.parse().ok();
         // An empty field is an absent value.
-        let Ok(value) = field.parse() else {
-            out.malformed += usize::from(!field.is_empty());
-            continue;
+        let value = match (field.parse(), address) {
+            (Ok(value), _) => value,
+            (Err(_), Some(_)) => 0.0,
+            (Err(_), None) => {
+                out.malformed += usize::from(!field.is_empty());
+                continue;
+            }
         };
         let mut series = Series {
             name,
@@ -52,7 +59,10 @@ pub fn rows(
                 series.add_label(label, field);
             }
         }
-        out.push(series);
+        match address {
+            Some(address) => out.push_address(series, address),
+            None => out.push(series),
+        }
     }
 }
 
@@ -123,6 +133,16 @@ mod tests {
         assert_eq!(set.all[1].label("svname"), Some("a,\"1\""));
         assert_eq!(set.all[1].label("proxy"), Some("shop"));
         assert_eq!(csv("", "stat", &labels, &names(&[])).all.len(), 0);
+    }
+
+    #[test]
+    fn an_address_with_a_port_is_kept_as_such() {
+        let text = "# pxname,addr\nshop,127.0.0.1:8080\nshop,[::1]:80\nshop,unix\nshop,127.0.0.1\n";
+        let set = csv(text, "stat", &["pxname".to_owned()], &names(&["stat.addr"]));
+        let found: Vec<String> = set.addresses.iter().map(|(_, at)| at.to_string()).collect();
+        assert_eq!(found, ["127.0.0.1:8080", "[::1]:80"]);
+        assert_eq!(set.addresses[0].0.label("pxname"), Some("shop"));
+        assert_eq!((set.all.len(), set.malformed), (0, 2));
     }
 
     #[test]

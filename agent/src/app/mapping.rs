@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use super::{
@@ -21,6 +21,8 @@ pub const MAX_QUEUES: usize = 256;
 const MAX_CONTEXT: usize = 8;
 /// Longest text of a label in the name of a queue, bytes.
 const MAX_LABEL_BYTES: usize = 120;
+/// Maximum number of connections or servers of one queue.
+const MAX_ENDS: usize = 256;
 /// Labels in the name of a queue beyond this number are never left out when values are joined: it bounds the combinations.
 const MAX_LABELS_IN_NAME: usize = 4;
 /// The least limit that means none: Java and Envoy write the greatest number of 31 or 32 bits.
@@ -124,6 +126,7 @@ impl Row<'_> {
         let waits = sum(&row.waits);
         let waited = self.durations(row.waited.as_ref(), Combine::Sum);
         let oldest = self.durations(row.oldest.as_ref(), Combine::Greatest);
+        let served_on = self.served_on();
         let context = row.context.iter().take(MAX_CONTEXT);
         let context: Vec<(&String, Collected)> = context
             .map(|(name, value)| (name, self.collect(value, Combine::Sum)))
@@ -150,6 +153,9 @@ impl Row<'_> {
                     .filter_map(|(name, of)| Some(((*name).clone(), of.at(&place)?)))
                     .collect(),
                 consumer_tgids: Vec::new(),
+                served_on: served_on
+                    .as_ref()
+                    .map(|ends| ends.get(&place).cloned().unwrap_or_default()),
             }
         });
         (queues.collect(), left_out)
@@ -159,7 +165,7 @@ impl Row<'_> {
     fn clients(&self) -> Clients {
         let mut clients = Clients::default();
         let ours = self.row.consumed_by.as_ref();
-        let named = self.answer.clients.iter();
+        let named = self.answer.addresses.iter();
         for (series, address) in named.filter(|(series, _)| Some(&series.name) == ours) {
             let place = self.place(series);
             let labels: Option<Vec<&str>> = place.iter().map(Option::as_deref).collect();
@@ -171,6 +177,27 @@ impl Row<'_> {
             }
         }
         clients
+    }
+
+    /// The ends of the connections over which the items of each queue are served: addresses, or ports with an address as a label. `None`:
+    /// the row has none.
+    fn served_on(&self) -> Option<BTreeMap<Place, Vec<SocketAddr>>> {
+        let name = self.row.served_on.as_ref()?;
+        let addresses = self.answer.addresses.iter();
+        let addresses = addresses.map(|(series, address)| (series, Some(*address)));
+        let ports = self.answer.all.iter();
+        let ports = ports.map(|series| (series, address_with_port(series)));
+        let mut ends: BTreeMap<Place, Vec<SocketAddr>> = BTreeMap::new();
+        let ours = addresses
+            .chain(ports)
+            .filter(|(series, _)| series.name == *name);
+        for (series, address) in ours {
+            let known = ends.entry(self.place(series)).or_default();
+            if let Some(address) = address.filter(|_| known.len() < MAX_ENDS) {
+                known.push(address);
+            }
+        }
+        Some(ends)
     }
 
     fn name(&self, labels: &[&str]) -> String {
@@ -323,6 +350,13 @@ impl Collected {
     }
 }
 
+/// The value is a port, and a label the address.
+fn address_with_port(series: &Series) -> Option<SocketAddr> {
+    let ip: IpAddr = series.label("address")?.parse().ok()?;
+    let port = u16::try_from(whole_number(series.value)?).ok()?;
+    (port > 0).then(|| SocketAddr::new(ip, port))
+}
+
 /// A number of things. A negative one, such as -1 for "no limit", is none.
 fn whole_number(value: f64) -> Option<u64> {
     (value.is_finite() && value >= 0.0).then_some(value.round() as u64)
@@ -331,7 +365,13 @@ fn whole_number(value: f64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{app::table::Table, sample::AppUnit};
+    use crate::{
+        app::{
+            json,
+            table::{Ask, Table},
+        },
+        sample::AppUnit,
+    };
 
     fn preset(rows: &str) -> Preset {
         let text = format!(
@@ -379,6 +419,56 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_is_passed_on_has_the_ends_of_its_own_connections() {
+        let rows = "[[queue]]\nname = \"q {queue}\"\nunit = \"jobs\"\ndepth = \"waiting\"\nserved_on = \"ports\"";
+        let of = |queue| [("queue", queue), ("address", "127.0.0.1")];
+        let mut all = vec![
+            series("waiting", &[("queue", "a")], 3.0),
+            series("waiting", &[("queue", "b")], 3.0),
+            series("waiting", &[("queue", "c")], 3.0),
+            series("ports", &of("a"), 5001.0),
+            series("ports", &of("a"), 5002.0),
+            series("ports", &[("queue", "a"), ("address", "unix")], 5003.0),
+            series("ports", &of("a"), 70_000.0),
+            series("ports", &of("a"), -1.0),
+            series("ports", &of("b"), 6001.0),
+        ];
+        all.extend((0..1000).map(|port| series("ports", &of("b"), 7000.0 + f64::from(port))));
+        let queues = mapped(rows, all);
+        let ends = |at: usize| queues[at].served_on.clone().unwrap();
+        let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(ends(0), [address(5001), address(5002)]);
+        assert_eq!((ends(1)[0], ends(1).len()), (address(6001), MAX_ENDS));
+        assert!(ends(2).is_empty());
+    }
+
+    #[test]
+    fn the_hosts_of_a_cluster_of_envoy_are_its_servers() {
+        let table = Table::new(&[], &[], &[]).unwrap();
+        let mut presets = table.presets().iter();
+        let envoy = presets.find(|preset| preset.name == "envoy").unwrap();
+        let host = |name: &str, port: u16| {
+            format!(
+                r#"{{"name": "c0", "observability_name": "{name}", "host_statuses": [{{"address": {{"socket_address":
+                {{"address": "127.0.0.1", "port_value": {port}}}}}, "stats": [{{"name": "cx_active", "value": "2"}}]}}]}}"#
+            )
+        };
+        let clusters = [host("shop", 9000), host("mail", 9001)].join(",");
+        let clusters = format!(r#"{{"cluster_statuses": [{clusters}]}}"#);
+        let Ask::Json { labels, .. } = &envoy.ask[1] else {
+            panic!("{:?}", envoy.ask[1]);
+        };
+        let none = BTreeMap::new();
+        let mut answer = json::parse(&clusters, "", &none, labels, &envoy.names()).unwrap();
+        let depth = "envoy_cluster_upstream_rq_pending_active";
+        answer.push(series(depth, &[("envoy_cluster_name", "shop")], 3.0));
+        let program = Program::new("envoy", b"");
+        let queues = queues(envoy, &answer, &program, 0).queues;
+        let host = SocketAddr::from(([127, 0, 0, 1], 9000));
+        assert_eq!(queues[0].served_on, Some(vec![host]));
+    }
+
+    #[test]
     fn labels_in_the_name_make_queues_and_others_are_added_up() {
         let rows = "[[queue]]\nname = \"q {queue}\"\nunit = \"jobs\"\ndepth = [\"waiting\", \"delayed\"]\nserving = \"busy\"\n\
                     limit = { option = [\"--max\"] }\nconsumers = \"readers\"\nslots = \"size\"";
@@ -420,7 +510,7 @@ mod tests {
             ("t.others", &[("queue", "b")]),
             ("t.clients", &[]),
         ] {
-            answer.push_client(series(name, labels, 0.0), address);
+            answer.push_address(series(name, labels, 0.0), address);
         }
         let program = Program::new("shopd", b"");
         let mapped = queues(&preset(rows), &answer, &program, 0);

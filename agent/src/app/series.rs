@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, net::SocketAddr};
 pub const MAX_SERIES: usize = 16_384;
 /// Maximum number of labels of one value.
 const MAX_LABELS: usize = 32;
-/// Maximum number of clients that are kept of one answer.
-const MAX_CLIENTS: usize = 4_096;
+/// Maximum number of addresses that are kept of one answer.
+const MAX_ADDRESSES: usize = 4_096;
 /// Longest value of a label that is kept, bytes: the longest name of a queue in AMQP. With the other limits it bounds the memory.
 const MAX_LABEL_BYTES: usize = 256;
 
@@ -53,8 +53,9 @@ impl Names {
 #[derive(Clone, Debug, Default)]
 pub struct SeriesSet {
     pub all: Vec<Series>,
-    /// Clients of the service that take items from a queue: with the labels of the queue, and the address that the service sees.
-    pub clients: Vec<(Series, SocketAddr)>,
+    /// Clients of the service that take items from a queue, or servers to which it sends them: with the labels of the queue, and the
+    /// address that the service sees.
+    pub addresses: Vec<(Series, SocketAddr)>,
     /// Values beyond [`MAX_SERIES`].
     pub left_out: usize,
     /// Lines, or other parts of the answer, that could not be understood.
@@ -73,17 +74,17 @@ impl SeriesSet {
         }
     }
 
-    /// Adds a client.
-    pub fn push_client(&mut self, queue: Series, address: SocketAddr) {
-        if self.clients.len() < MAX_CLIENTS {
-            self.clients.push((queue, address));
+    /// Adds the address of a client or of a server.
+    pub fn push_address(&mut self, queue: Series, address: SocketAddr) {
+        if self.addresses.len() < MAX_ADDRESSES {
+            self.addresses.push((queue, address));
         }
     }
 
     pub fn append(&mut self, other: Self) {
         self.malformed += other.malformed;
-        for (queue, address) in other.clients {
-            self.push_client(queue, address);
+        for (queue, address) in other.addresses {
+            self.push_address(queue, address);
         }
         self.left_out += other.left_out;
         for series in other.all {

@@ -227,6 +227,10 @@ pub struct QueueRow {
     /// The value with the addresses of its clients.
     #[serde(default)]
     pub consumed_by: Option<String>,
+    /// The queue of a proxy or of a connection pool: the value with the addresses at one end of the connections over which its items are
+    /// served. A value that is a number is a port, and its label `address` the address.
+    #[serde(default)]
+    pub served_on: Option<String>,
     /// Values that are shown as evidence, never judged: the text that is shown, and the value.
     #[serde(default)]
     pub context: BTreeMap<String, Value>,
@@ -296,11 +300,12 @@ impl Preset {
             Ask::Prometheus { unless, .. } => unless.clone(),
             _ => None,
         });
-        let clients = self.queue.iter().filter_map(|row| row.consumed_by.clone());
+        let rows = self.queue.iter();
+        let addresses = rows.flat_map(|row| [row.consumed_by.clone(), row.served_on.clone()]);
         Names::new(
             names
                 .chain(unless)
-                .chain(clients)
+                .chain(addresses.flatten())
                 .chain([self.proof.clone()]),
         )
     }

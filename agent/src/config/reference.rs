@@ -94,6 +94,7 @@ pub const KEYS: &[Key] = &[
     key("[[app.preset.queue]]", "oldest", "like `waited`, or `since_seconds`, `since_milliseconds` = a moment since 1970", "", "age of the oldest item"),
     key("[[app.preset.queue]]", "consumers", "value", "", "how many take items from it"),
     key("[[app.preset.queue]]", "consumed_by", "name of a value", "", "the [addresses of its consumers](queues/app.md#consumers)"),
+    key("[[app.preset.queue]]", "served_on", "name of a value", "", "the [addresses of its connections](queues/app.md#servers) to servers"),
     key("[[app.preset.queue]]", "context", "table of values", "", "shown as evidence, never judged"),
     key("[signal]", "publish", "boolean", "true", "whether pages and the stream are published"),
     key("[signal]", "directory", "absolute path", "/run/tailback", "directory of pages and sockets; `$RUNTIME_DIRECTORY` (systemd) comes before the default"),

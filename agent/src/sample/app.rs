@@ -1,5 +1,7 @@
 //! Queues that services keep in their own memory, as the services report them.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// What one process answered, or that it did not, since the previous sample.
@@ -48,6 +50,10 @@ pub struct AppQueue {
     pub context: Vec<(String, f64)>,
     /// The processes of this machine that take items from the queue, as far as the service names their connections.
     pub consumer_tgids: Vec<u32>,
+    /// Of a queue of a proxy or of a connection pool: ends of the connections over which its items are served, local or remote ones, as
+    /// the process names them. Empty: it names none. `None`: the queue is served otherwise. Recorded behind the samples' `app`.
+    #[serde(skip)]
+    pub served_on: Option<Vec<SocketAddr>>,
 }
 
 macro_rules! units {

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fmt,
     io::{self, Read, Write},
+    net::SocketAddr,
 };
 
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,35 @@ struct AppendedHooks<Hooks> {
 #[derive(Serialize, Deserialize)]
 struct AppendedApp<App> {
     app: App,
+}
+
+/// See [`Appended`]. By answer and queue, as numbers in `app`: where the queues of proxies and pools are served.
+#[derive(Serialize, Deserialize)]
+struct AppendedServedOn {
+    served_on: Vec<(u32, u32, Vec<SocketAddr>)>,
+}
+
+impl AppendedServedOn {
+    fn of(app: &[AppAnswer]) -> Self {
+        let queues = app.iter().enumerate().flat_map(|(answer, one)| {
+            let queues = one.queues.iter().flatten().enumerate();
+            queues.map(move |(queue, one)| (answer as u32, queue as u32, &one.served_on))
+        });
+        let served_on = queues
+            .filter_map(|(answer, queue, ends)| Some((answer, queue, ends.clone()?)))
+            .collect();
+        Self { served_on }
+    }
+
+    fn add_to(self, app: &mut [AppAnswer]) {
+        for (answer, queue, ends) in self.served_on {
+            let answer = app.get_mut(answer as usize);
+            let queues = answer.and_then(|answer| answer.queues.as_mut());
+            if let Some(queue) = queues.and_then(|queues| queues.get_mut(queue as usize)) {
+                queue.served_on = Some(ends);
+            }
+        }
+    }
 }
 
 /// Writes samples.
@@ -220,6 +250,10 @@ impl<W: Write> Writer<W> {
         if has_app {
             let appended = AppendedApp { app: &sample.app };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+            let appended = AppendedServedOn::of(&sample.app);
+            if !appended.served_on.is_empty() {
+                encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+            }
         }
         self.pending.extend((encoded.len() as u32).to_le_bytes());
         self.pending.extend(encoded);
@@ -429,9 +463,15 @@ impl<R: Read> Reader<R> {
             sample.hooks = appended.hooks;
         }
         if !rest.is_empty() {
-            let appended: AppendedApp<Vec<AppAnswer>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedApp<Vec<AppAnswer>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.app = appended.app;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedServedOn =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            appended.add_to(&mut sample.app);
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -775,6 +815,7 @@ mod tests {
             depth: 7,
             oldest_ns: Some(3),
             context: vec![("alarms".to_owned(), 1.0)],
+            served_on: Some(vec![SocketAddr::from(([127, 0, 0, 1], 5432))]),
             ..AppQueue::default()
         };
         let answer = |queues| AppAnswer {

@@ -224,6 +224,7 @@ fn app_answer(answer: &mut AppAnswer, visit: &mut impl FnMut(Text, &mut String))
             consumers: _,
             context,
             consumer_tgids: _,
+            served_on: _,
         } = queue;
         visit(Text::Queue, name);
         for (measure, _) in context {
@@ -286,5 +287,11 @@ pub fn each_address(sample: &mut Sample, visit: &mut impl FnMut(&mut SocketAddr)
     for peer in sample.peers.iter_mut().flatten() {
         visit(&mut peer.local);
         visit(&mut peer.remote);
+    }
+    let queues = sample.app.iter_mut().flat_map(|answer| &mut answer.queues);
+    for queue in queues.flatten() {
+        for address in queue.served_on.iter_mut().flatten() {
+            visit(address);
+        }
     }
 }

@@ -178,6 +178,10 @@ impl QueueRow {
             "waited, waits: one is useless without the other"
         );
         ensure!(
+            self.consumed_by.is_none() || self.served_on.is_none(),
+            "consumed_by, served_on: others take items from the queue, or the process passes them on: give one"
+        );
+        ensure!(
             !self.limit_rejects || self.limit.is_some(),
             "limit_rejects: there is no limit"
         );

@@ -335,7 +335,7 @@ async fn read_clients(
                 ..Series::default()
             };
             of_queue.add_label("queue", queue);
-            out.push_client(of_queue, address);
+            out.push_address(of_queue, address);
         }
     }
     Ok(())
