@@ -3,6 +3,7 @@
 use super::{
     inputs::Inputs,
     listening_sockets::Uneven,
+    served::Served,
     wait_graph::{Step, View},
 };
 use crate::{
@@ -21,6 +22,8 @@ pub(super) struct Case<'a> {
     pub(super) surges: bool,
     /// Some listening sockets of the queue's address have a standing queue while others are empty.
     pub(super) uneven: Option<&'a Uneven>,
+    /// The connections over which the service passes on the items of the queue, if it does.
+    pub(super) served: Option<&'a Served>,
     /// The wait chain that begins at the threads that serve the queue. Empty where nothing was sampled.
     pub(super) steps: &'a [Step],
 }
@@ -31,7 +34,8 @@ impl<'a> Case<'a> {
     pub(super) fn target(self) -> TargetId {
         let key = &self.episode.key;
         let consumer = || self.first()?.target;
-        let other = (key.kind == Kind::App).then(consumer).flatten();
+        let is_consumed = key.kind == Kind::App && self.served.is_none();
+        let other = is_consumed.then(consumer).flatten();
         other.unwrap_or(key.target)
     }
 
@@ -39,13 +43,18 @@ impl<'a> Case<'a> {
     /// whose address is unknown, may do something else than those that are sampled.
     pub(super) fn known_consumers(self) -> (Confidence, Option<String>) {
         let key = &self.episode.key;
+        if let Some(served) = self.served {
+            let fact = "the service does not name the servers of the queue: those of its only calls were taken for them";
+            return match served.is_named || served.words().is_some() {
+                true => (Confidence::High, served.words()),
+                false => (Confidence::Medium, Some(fact.to_owned())),
+            };
+        }
         let named = self.view.consumers.of(key);
         if key.kind != Kind::App || named.is_empty() {
             return (Confidence::High, None);
         }
-        let mut queues = self.inputs.of(key.target, Kind::App);
-        let reading = queues.find(|(other, _)| *other == key);
-        let all = reading.and_then(|(_, reading)| reading.extra("consumers"));
+        let all = self.reported("consumers");
         let known = named.len();
         if let Some(all) = all.filter(|all| *all > known as f64) {
             let fact = format!("{known} of {all} consumers are known processes of this machine");
@@ -58,6 +67,14 @@ impl<'a> Case<'a> {
             return (Confidence::Medium, Some(fact.to_owned()));
         }
         (Confidence::High, None)
+    }
+
+    /// A further measure that the service reports of the queue inside it.
+    pub(super) fn reported(self, name: &str) -> Option<f64> {
+        let key = &self.episode.key;
+        let mut queues = self.inputs.of(key.target, Kind::App);
+        let (_, reading) = queues.find(|(other, _)| *other == key)?;
+        reading.extra(name)
     }
 
     /// The window in which it is judged, from and to, CLOCK_MONOTONIC, ns.

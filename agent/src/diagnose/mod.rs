@@ -32,6 +32,7 @@ mod open_episode;
 mod profile;
 mod rules;
 mod seconds;
+mod served;
 mod thread_names;
 mod thread_set;
 mod titles;
@@ -51,6 +52,7 @@ use log_evidence::LogEvidence;
 pub use no_baseline::{Calls, NoBaseline};
 use open_episode::OpenEpisode;
 use profile::Profile;
+use served::Served;
 use topology::Topology;
 use wait_graph::View;
 
@@ -213,13 +215,18 @@ impl Diagnosis {
             }
             _ => None,
         };
+        let key = &episode.key;
+        let served = self.consumers.served_on(key);
+        let served =
+            served.map(|ends| Served::of(key.target, ends, at.mono_ns, (&self.topology, targets)));
         let case = Case {
             view,
             inputs: &self.inputs,
             episode,
             surges: self.surges(episode),
             uneven: uneven.as_ref(),
-            steps: &wait_graph::chain_behind(view, episode, uneven.as_ref()),
+            served: served.as_ref(),
+            steps: &wait_graph::chain_behind(view, episode, uneven.as_ref(), served.as_ref()),
         };
         Verdict {
             messages: self.log_evidence.over(target, episode.onset, episode.start),

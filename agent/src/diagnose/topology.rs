@@ -28,7 +28,7 @@ use crate::{
 /// A lock is forgotten if nobody has waited for it during this time, ns.
 const LOCK_KEPT_NS: u64 = 5_000_000_000;
 /// A connection whose last data is younger than this, ns, is in use: a response is still streaming over it.
-const STREAMING_NS: u64 = 100_000_000;
+pub(super) const STREAMING_NS: u64 = 100_000_000;
 /// A connection without a call whose last data is older than this, ns, counts as unused, even if all others are in use.
 const UNUSED_NS: u64 = 3_000_000_000;
 /// A connection that the peer has closed, and whose last data is older than this, ns, is not about to be closed: programs that
@@ -525,6 +525,11 @@ impl Topology {
         self.awaited.iter().map(|(cookie, one)| (*cookie, one))
     }
 
+    /// Since when this connection is not established yet, as far as was seen, CLOCK_MONOTONIC, ns.
+    pub(super) fn connecting_since_ns(&self, cookie: u64) -> Option<u64> {
+        self.connecting.get(&cookie).copied()
+    }
+
     /// Whether this connection is not established yet.
     pub(super) fn is_connecting(&self, cookie: u64) -> bool {
         self.connecting.contains_key(&cookie)
@@ -755,10 +760,12 @@ impl Topology {
     }
 }
 
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// A connection's addresses, with IPv4-mapped IPv6 addresses as IPv4.
 fn tuple(local: SocketAddr, remote: SocketAddr) -> (SocketAddr, SocketAddr) {
-    let canonical =
-        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     (canonical(local), canonical(remote))
 }
 

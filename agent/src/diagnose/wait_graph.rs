@@ -11,6 +11,7 @@ use super::{
     consumers::Consumers,
     listening_sockets::Uneven,
     profile::{Lock, Profile, ThreadProfile, Window, shared},
+    served::{At, Place, Served},
     thread_set::ThreadSet,
     topology::{Link, OpenFile, Topology},
 };
@@ -91,14 +92,19 @@ enum Next {
 /// The wait chain behind an episode. If the queue is that of an event loop or of a lock, it begins at the loop's thread or
 /// at the threads that wait for the lock. If it is inside the service, it begins at the workers of the processes that take items
 /// from it, if these are known, or of their services, if they are idle themselves. Else it begins at the workers of the service.
+/// `served`: the queue's items are passed on over connections. Then it goes on at their other ends, see [`chain_over`].
 /// `uneven`: some listening sockets of its address fill, and others do not. Then it begins at the workers that should accept
 /// from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
     episode: &Episode,
     uneven: Option<&Uneven>,
+    served: Option<&Served>,
 ) -> Vec<Step> {
     let key = &episode.key;
+    if let Some(served) = served {
+        return chain_over(view, key.target, served);
+    }
     if let Some(threads) =
         uneven.and_then(|uneven| behind_standing_queues(view, key.target, uneven))
     {
@@ -145,6 +151,124 @@ pub(super) fn chain_behind(
         }
         _ => chain_from(view, key.target),
     }
+}
+
+/// The wait chain of a service that passes the items of a queue on, as far as the queue's own connections lead: to who has most of the
+/// waiting, else to the client that holds them in a transaction. Empty if they lead nowhere in particular: then what the service waits
+/// for may have nothing to do with this queue. If its own threads lack something or compute, only that counts.
+fn chain_over(view: View<'_>, target: TargetId, served: &Served) -> Vec<Step> {
+    let own = chain_from(view, target);
+    let Some(first) = own.first() else {
+        return own;
+    };
+    if !waits_for_others(first.activity) {
+        return own;
+    }
+    let mut first = first.clone();
+    first.end = None;
+    if served.is_held() {
+        let holder = served.holder.map(|tgid| workers(view, &[tgid]));
+        return followed_by(first, holder.map(|threads| chain_of(view, threads)));
+    }
+    if let Some(place) = served.place() {
+        return chain_to(view, &first, place);
+    }
+    // Several servers hold the queue up. If they all wait for the same, that is the root.
+    let chains = served.all_places().iter();
+    let mut chains = chains.map(|place| chain_to(view, &first, place));
+    let chain = chains.next().unwrap_or_default();
+    let root = root_behind(&chain);
+    match root.is_some() && chains.all(|other| root_behind(&other) == root) {
+        true => chain,
+        false => Vec::new(),
+    }
+}
+
+/// Where a chain ends beyond the server: at an address, at a process that holds others up by doing nothing, else at a service.
+#[derive(PartialEq, Eq)]
+enum RootBehind {
+    Address(String),
+    Process(u32),
+    Service(TargetId),
+}
+
+fn root_behind(chain: &[Step]) -> Option<RootBehind> {
+    let last = chain.last()?;
+    match &last.end {
+        Some(ChainEnd::Remote(name)) if chain.len() > 1 => Some(RootBehind::Address(name.clone())),
+        Some(ChainEnd::Reached) if chain.len() > 2 => Some(match last.target {
+            Some(target) if Activity::NEEDS_CPU.contains(&last.activity) => {
+                RootBehind::Service(target)
+            }
+            _ => RootBehind::Process(last.tgid),
+        }),
+        _ => None,
+    }
+}
+
+/// The wait chain that begins with these threads of the service and the busy connections to one place.
+fn chain_to(view: View<'_>, first: &Step, place: &Place) -> Vec<Step> {
+    let Some(oldest) = place.cookies.first() else {
+        return Vec::new();
+    };
+    let mut first = Step {
+        activity: Activity::Downstream,
+        share: share_of(&first.shares, Activity::Downstream),
+        resource: Resource::Connection(*oldest),
+        ..first.clone()
+    };
+    if let At::Address(address) = place.at {
+        first.end = Some(ChainEnd::Remote(address.to_string()));
+        return vec![first];
+    }
+    let mut weights: BTreeMap<Thread, f64> = BTreeMap::new();
+    let mut tgids = BTreeSet::new();
+    for link in place
+        .cookies
+        .iter()
+        .filter_map(|one| view.topology.link(*one))
+    {
+        let end = view.topology.other_end(link);
+        let end = end.map(|end| (end.tgid, Some(end.fd)));
+        let listener = || Some((view.topology.listener_of(link)?, None));
+        let Some((tgid, fd)) = end.or_else(listener) else {
+            continue;
+        };
+        tgids.insert(tgid);
+        let threads = serving(view, tgid, fd);
+        let each = 1.0 / threads.len().max(1) as f64;
+        for thread in threads {
+            *weights.entry(thread).or_default() += each;
+        }
+    }
+    let threads = ThreadSet::weighted(weights.into_iter().collect());
+    if threads.profiles(view.window).next().is_none() {
+        first.end = tgids.first().map(|tgid| ChainEnd::Unsampled(*tgid));
+        return vec![first];
+    }
+    followed_by(first, Some(chain_of(view, threads)))
+}
+
+/// A step, and those behind it.
+fn followed_by(mut first: Step, behind: Option<Vec<Step>>) -> Vec<Step> {
+    let mut behind = behind.unwrap_or_default();
+    if behind.is_empty() {
+        first.end = Some(ChainEnd::Reached);
+    }
+    behind.insert(0, first);
+    behind
+}
+
+/// Whether threads in this activity have nothing to do themselves: those of an event loop then wait for whatever is in progress.
+fn waits_for_others(activity: Activity) -> bool {
+    matches!(
+        activity,
+        Activity::Downstream
+            | Activity::Idle
+            | Activity::Inside
+            | Activity::PeerSend
+            | Activity::Unknown
+    )
 }
 
 /// The wait chain of a service's workers. At least one step if anything was sampled.

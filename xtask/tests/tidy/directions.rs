@@ -96,6 +96,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
     ("held_pool", &["inputs", "topology"]),
     ("log_evidence", &[]),
     ("consumers", &[]),
+    ("served", &["topology"]),
     ("classify", &["topology"]),
     ("loop_turns", &["classify", "inputs"]),
     (
@@ -111,11 +112,15 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
             "consumers",
             "listening_sockets",
             "profile",
+            "served",
             "thread_set",
             "topology",
         ],
     ),
-    ("case", &["inputs", "listening_sockets", "wait_graph"]),
+    (
+        "case",
+        &["inputs", "listening_sockets", "served", "wait_graph"],
+    ),
     (
         "words",
         &[
@@ -136,6 +141,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
             "inputs",
             "jvm_counters",
             "profile",
+            "served",
             "thread_names",
             "topology",
             "wait_graph",

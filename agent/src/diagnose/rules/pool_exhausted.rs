@@ -1,12 +1,15 @@
 //! All connections to another service are in use or taken, and work waits for one.
 
+use std::net::SocketAddr;
+
 use super::{
     checks::Checks,
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{
         capacity::needed,
         cpu::CpuTime,
-        pool::{exhausted_here, own_culprit},
+        culprit,
+        pool::{exhausted_here, lacks_nothing, own_culprit},
     },
 };
 use crate::{
@@ -16,6 +19,7 @@ use crate::{
         classify::Resource,
         held_pool::{self, HeldPool},
         inputs::{MAX_SLOWDOWN, MIN_IN_USE, Pool, min_inflight},
+        served::Served,
     },
     event::{Activity, Confidence, explain::Unit},
     queue::Kind,
@@ -75,9 +79,195 @@ pub(super) const HELD: Rule = Rule {
         let held = held_here(case);
         describe_held(held.as_ref(), checks);
         let held = held.filter(|_| idle && pipe)?;
-        Some(held_finding(case, &held))
+        Some(match held_for_clients(case) {
+            Some(served) => held_by_clients(case, &served),
+            None => held_finding(case, &held),
+        })
     },
 };
+
+/// The connections of a queue that this service passes on, if they are held in transactions: those of its clients, not its own.
+fn held_for_clients(case: Case<'_>) -> Option<Served> {
+    let (_, now_ns) = case.time();
+    let view = case.view;
+    let ends: Vec<SocketAddr> = view.consumers.all_served_on(case.target()).collect();
+    // Without a name, they could be its own.
+    let is_named = !ends.is_empty();
+    let facts = (view.topology, view.targets);
+    is_named
+        .then(|| Served::of(case.target(), &ends, now_ns, facts))
+        .filter(Served::is_held)
+}
+
+/// Clients have taken at least half of the connections over which a proxy or a pool passes the items of its queue on, and do not use
+/// them: the servers are idle in their transactions, or the service says that all are taken and they are silent.
+pub(super) const HELD_BY_CLIENTS: Rule = Rule {
+    cause: &CAUSE,
+    name: "clients hold the connections of the queue",
+    scope: Scope::Kinds(&[Kind::App]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let served = case.served?;
+        let half = (served.connections as f64 / 2.0).max(1.0);
+        checks.context(
+            "connections of the queue",
+            Some(served.connections as f64),
+            Unit::Count,
+        );
+        let in_transaction = checks.at_least(
+            "those idle in a transaction",
+            served.held as f64,
+            half,
+            Unit::Count,
+        );
+        let all_taken = at_limit(case, checks);
+        let silent = checks.at_least("or silent", served.silent as f64, half, Unit::Count);
+        // A proxy keeps further connections for later, which are silent, too.
+        let unused = checks.at_most(
+            "connections of the queue in use",
+            served.busy as f64,
+            case.reported("serving").unwrap_or(0.0) / 2.0,
+            Unit::Count,
+        );
+        let known = checks.at_most(
+            "calls that may be outstanding",
+            maybe_outstanding(case, served),
+            0.0,
+            Unit::Count,
+        );
+        let idle = checks.at_most(
+            "time using or wanting a CPU",
+            CpuTime::of(case).needed,
+            MAX_COMPUTING,
+            Unit::Ratio,
+        );
+        (idle && (in_transaction || all_taken && silent && unused && known))
+            .then(|| held_by_clients(case, served))
+    },
+};
+
+/// The number of connections of the queue's servers of which it is not known whether a call is outstanding: sampling began during it.
+fn maybe_outstanding(case: Case<'_>, served: &Served) -> f64 {
+    let calls = case.inputs.of(case.target(), Kind::Downstream);
+    let ours = calls.filter(|(key, _)| {
+        let remote = key.id.remote();
+        remote.is_some_and(|remote| served.leads_to(remote))
+    });
+    ours.filter_map(|(_, reading)| reading.extra("unknown"))
+        .sum()
+}
+
+/// Whether the service says that as many items are being served as can be.
+fn at_limit(case: Case<'_>, checks: &mut Checks) -> bool {
+    const NAME: &str = "items being served, as the service says";
+    match case.reported("serving").zip(case.reported("slots")) {
+        Some((serving, slots)) => checks.at_least(NAME, serving, slots.max(1.0), Unit::Count),
+        None => checks.unknown(NAME, Unit::Count),
+    }
+}
+
+/// All connections over which a proxy or a pool passes the items of its queue on are in use, and the calls on them take no longer than
+/// before.
+pub(super) const CONNECTIONS_OF_QUEUE: Rule = Rule {
+    cause: &CAUSE,
+    name: "all connections of the queue are in use",
+    scope: Scope::MainActivity(&[Activity::Downstream]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let served = case.served?;
+        let connections = served.connections as f64;
+        let most = case.reported("slots").unwrap_or(connections);
+        // One that carries short calls is free for a moment between two of them.
+        let in_use = checks.at_least(
+            "connections of the queue in use",
+            served.busy as f64,
+            (most.min(connections) / 2.0).max(1.0),
+            Unit::Count,
+        );
+        let at_limit = at_limit(case, checks);
+        let place = served.place()?;
+        let link = case.view.topology.link(*place.cookies.first()?)?;
+        let endpoint = link.remote.to_string();
+        let (now, baseline) = case.inputs.response_times(case.target(), &endpoint);
+        let Some((now, baseline)) = now.zip(baseline) else {
+            checks.context("time per call", now, Unit::Nanoseconds);
+            checks.context("its baseline", None, Unit::Nanoseconds);
+            return None;
+        };
+        let as_before = checks.at_most(
+            "time per call",
+            now,
+            baseline * MAX_SLOWDOWN,
+            Unit::Nanoseconds,
+        );
+        let free = checks.is(
+            "who is at their other ends lacks nothing",
+            case.last().is_some_and(lacks_nothing),
+            true,
+        );
+        (in_use && at_limit && as_before && free).then(|| {
+            let slots = case.reported("slots");
+            let connections = slots.map_or(served.connections, |slots| slots as u64);
+            let culprit = own_culprit(case, connections, endpoint.clone());
+            let fact = format!(
+                "all {connections} connections of the queue to {endpoint} are in use, and a call takes {} (baseline {})",
+                duration(now as u64),
+                duration(baseline as u64)
+            );
+            let finding = Finding::blaming(culprit, |_| {
+                format!(
+                    "The limit of {connections} connections is too small for the calls that arrive, and its servers are as fast as before: raise it, if they can serve more at once, or send less."
+                )
+            });
+            Finding {
+                includes: &[Cause::DownstreamSlow],
+                ..finding.fact(fact)
+            }
+        })
+    },
+};
+
+fn held_by_clients(case: Case<'_>, served: &Served) -> Finding {
+    let holder = served.holder.map(|tgid| culprit::process(case, tgid));
+    let of = holder.as_ref().map(|holder| format!(" of {}", holder.name));
+    let of = of.unwrap_or_default();
+    let (held, all) = (served.held, count(served.connections));
+    let (fact, what) = if served.is_held() {
+        let idle = duration(served.held_ns);
+        (
+            format!(
+                "{held} of {all} connections to servers are idle in a transaction{of}, for up to {idle}"
+            ),
+            "transactions open without using them: end them before doing anything else, or set idle_in_transaction_session_timeout",
+        )
+    } else {
+        let (silent, silent_ns) = (served.silent, duration(served.silent_ns));
+        (
+            format!(
+                "all connections to servers are taken, and {silent} of {all} are silent, for up to {silent_ns}: clients{of} keep them without using them"
+            ),
+            "connections without using them: give them back after each use, or share them by transaction instead of by session",
+        )
+    };
+    let advice = match &holder {
+        Some(holder) => format!(
+            "{} keeps {what}. A larger pool only delays the exhaustion.",
+            holder.name
+        ),
+        None => format!(
+            "Clients keep {what}; the pool's list of its clients names them. A larger pool only delays the exhaustion."
+        ),
+    };
+    let limit = || {
+        let name = format!("a pool of {} connections", served.connections);
+        culprit::limit(case, name)
+    };
+    let finding = Finding::blaming(holder.unwrap_or_else(limit), |_| advice).fact(fact);
+    match served.is_held() {
+        true => finding,
+        false => finding.at_most(Confidence::Medium),
+    }
+}
 
 /// Threads that need a CPU for a larger share of their time may compute the responses that others wait for.
 const MAX_COMPUTING: f64 = 0.2;

@@ -26,6 +26,7 @@ pub(super) const RULES: &[&Rule] = &[
     // 2. Facts that hold however the threads spend their time.
     &fd_exhausted::NONE_LEFT_TO_ACCEPT,
     &consumer_stalled::STOPPED,
+    &pool_exhausted::HELD_BY_CLIENTS,
     &consumer_stalled::DEADLOCKED,
     &memory_stalled::GROUP_STALLS,
     &ports_exhausted::NONE_LEFT,
@@ -66,6 +67,7 @@ pub(super) const RULES: &[&Rule] = &[
     &consumer_stalled::RESPONSES_NOT_READ,
     &pool_exhausted::HELD,
     &consumer_stalled::ASLEEP,
+    &pool_exhausted::CONNECTIONS_OF_QUEUE,
     &producer_surge::CALLING,
     &pool_exhausted::ALL_IN_USE,
     &downstream_slow::THREADS_WAIT,

@@ -13,6 +13,7 @@ mod memory;
 mod open_episode;
 mod profile;
 mod scene;
+mod served;
 mod shared_locks;
 mod unclosed;
 mod verdicts;

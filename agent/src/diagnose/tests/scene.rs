@@ -385,6 +385,16 @@ impl Scene {
         self.readings.push((Arc::clone(&jobs().key), reading));
     }
 
+    /// The queue of a proxy or a pool: `tgid`, the first service, passes its items on over connections with these ends.
+    pub(super) fn passes_on(&mut self, tgid: u32, ends: &[SocketAddr], reading: Reading) {
+        self.jobs(tgid, &[], reading);
+        for answer in &mut self.sample.app {
+            for queue in answer.queues.iter_mut().flatten() {
+                queue.served_on = Some(ends.to_vec());
+            }
+        }
+    }
+
     pub(super) fn sample(&mut self) -> &mut Sample {
         &mut self.sample
     }

@@ -23,6 +23,11 @@ pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool>
 pub(in crate::diagnose::rules) fn used_up_here(case: Case<'_>) -> Option<Pool> {
     case.inputs
         .exhausted_pool(case.target())
+        .filter(|pool| {
+            let served = case.served;
+            let remote = || pool.endpoint.parse().ok();
+            served.is_none_or(|served| remote().is_some_and(|remote| served.leads_to(remote)))
+        })
         .filter(|_| ends_without_a_reason(case) && !waits_in_one_call(case))
 }
 
@@ -79,7 +84,7 @@ pub(in crate::diagnose::rules) fn ends_without_a_reason(case: Case<'_>) -> bool 
 }
 
 /// Whether the threads at the end of the chain neither lack anything nor compute.
-fn lacks_nothing(last: &Step) -> bool {
+pub(in crate::diagnose::rules) fn lacks_nothing(last: &Step) -> bool {
     matches!(
         last.activity,
         Activity::Inside | Activity::Asleep | Activity::Idle | Activity::Unknown
