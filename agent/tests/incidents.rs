@@ -105,7 +105,7 @@ incidents! {
     }),
     pool_exhausted "pool-exhausted" Some(Planted {
         seen_as: Some(DownstreamSlow),
-        ..planted(PoolExhausted, &[Accept], "a pool of 2 connections to 127.0.0.1:33863 of pgbouncer (4180)")
+        ..planted(PoolExhausted, &[Accept, Inflight, App], "a pool of 1 connections to 127.0.0.1:22718")
     }),
     few_workers "few-workers" Some(planted(UndersizedLimit, &[Accept], "3 workers")),
     surge "surge" Some(planted(ProducerSurge, &[Accept], "")),
@@ -254,7 +254,12 @@ incidents! {
     }),
     // The queue is inside Redis, and the workers of RQ wait for a row.
     job_queue "job-queue" Some(planted(DownstreamSlow, &[App], "postgres (27089)")),
+    job_queue_forking "job-queue-forking" Some(planted(DownstreamSlow, &[App], "postgres (15519)")),
     job_queue_alone "job-queue-alone" Some(planted(ConsumerStalled, &[App], "")),
+    // The queue is inside HAProxy, and the workers of its server wait for a row.
+    proxy_queue "proxy-queue" Some(planted(DownstreamSlow, &[App, Inflight], "postgres (13364)")),
+    // A client of PgBouncer keeps two transactions open.
+    pool_held "pool-held" Some(planted(PoolExhausted, &[App, Inflight], "python3 (13575)")),
     master_lock "master-lock" Some(planted(LockContention, &[Accept, Inflight], "name-a (19563)")),
     resolver_threads "resolver-threads" Some(planted(DownstreamSlow, &[Accept, Inflight], "127.53.31.66:53")),
     // Two of the threads in which Node resolves names wait, and its loop waits for them.

@@ -33,14 +33,15 @@ struct Orders {
 }
 
 impl Orders {
-    fn start() -> Result<Self> {
+    /// `kind`: "work", the workers work themselves; "fork", each forks a process for each order, which is RQ's default.
+    fn start(kind: &str) -> Result<Self> {
         let (redis, postgres) = (Redis::start()?, Postgres::start()?);
         postgres.run(
             "CREATE TABLE stock (item int PRIMARY KEY, left_over int);
              INSERT INTO stock VALUES (1, 1000000)",
         )?;
         let ports = [redis.port(), postgres.port()].map(|port| port.to_string());
-        let args = ["work", &ports[0], &ports[1], &WORKERS.to_string()];
+        let args = [kind, &ports[0], &ports[1], &WORKERS.to_string()];
         let workers = Program::python("orders", TEXT, &MODULES, &args)?;
         workers.process.wait_line("ready", DEADLINE)?;
         wait::until("the workers of RQ", DEADLINE, || {
@@ -61,7 +62,15 @@ impl Orders {
 
 /// A session updates the row that each order updates, and does not commit. Only Redis is watched.
 pub fn jobs_wait_for_a_row(play: &mut Play) -> Result<()> {
-    let orders = Orders::start()?;
+    wait_for_a_row(play, &Orders::start("work")?)
+}
+
+/// The same, and each worker waits for the process that it has forked.
+pub fn forked_jobs_wait_for_a_row(play: &mut Play) -> Result<()> {
+    wait_for_a_row(play, &Orders::start("fork")?)
+}
+
+fn wait_for_a_row(play: &mut Play, orders: &Orders) -> Result<()> {
     play.watch_pid(orders.redis.process().pid())?;
     play.healthy()?;
     let holder = Session::open(orders.postgres.port(), &[SELL])?;
@@ -75,7 +84,7 @@ pub fn jobs_wait_for_a_row(play: &mut Play) -> Result<()> {
 
 /// All workers of the queue have ended.
 pub fn no_workers(play: &mut Play) -> Result<()> {
-    let orders = Orders::start()?;
+    let orders = Orders::start("work")?;
     play.watch_pid(orders.redis.process().pid())?;
     play.healthy()?;
     play.planted(Culprit::default());
@@ -92,7 +101,7 @@ pub fn no_workers(play: &mut Play) -> Result<()> {
 
 /// Workers that keep up.
 pub fn jobs(play: &mut Play) -> Result<()> {
-    let orders = Orders::start()?;
+    let orders = Orders::start("work")?;
     play.watch_pid(orders.redis.process().pid())?;
     play.lasts(TIME)?;
     orders.workers.process.check_running()?;

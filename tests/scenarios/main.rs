@@ -24,6 +24,7 @@ mod peers;
 mod play;
 mod pools;
 mod programs;
+mod proxies;
 mod resolver;
 mod reuseport;
 mod routine;

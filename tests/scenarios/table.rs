@@ -8,8 +8,8 @@ use tailback_tests::{
 
 use crate::{
     accelerators, blocked, brokers, collectors, control, cpu, database, disk, downstream, gateway,
-    gridlock, leaks, limits, lock, memory, network, peers, play::Play, pools, resolver, reuseport,
-    routine, shared, storms, tracking,
+    gridlock, leaks, limits, lock, memory, network, peers, play::Play, pools, proxies, resolver,
+    reuseport, routine, shared, storms, tracking,
 };
 
 /// One incident, or one healthy service.
@@ -110,6 +110,35 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["rq", "redis", "psycopg2"],
         room: Little,
         play: brokers::no_workers,
+    },
+    // Each worker forks a process for each job, and waits for it.
+    Scenario {
+        name: "job-queue-forking",
+        on: "Redis, RQ -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["app"])),
+        programs: &["redis-server", "psql"],
+        modules: &["rq", "redis", "psycopg2"],
+        room: Little,
+        play: brokers::forked_jobs_wait_for_a_row,
+    },
+    // The queue is inside HAProxy; why it fills is at its server.
+    Scenario {
+        name: "proxy-queue",
+        on: "HAProxy -> uWSGI -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["app", "inflight"])),
+        programs: &["haproxy", UWSGI, "psql"],
+        modules: &["psycopg2"],
+        room: Little,
+        play: proxies::jammed_server,
+    },
+    Scenario {
+        name: "pool-held",
+        on: "PgBouncer -> PostgreSQL",
+        planted: Some(planted("pool_exhausted", &["app", "inflight"])),
+        programs: &["pgbouncer", UWSGI, "psql"],
+        modules: &["psycopg2"],
+        room: Little,
+        play: proxies::held_in_transactions,
     },
     // For uWSGI a downstream service is slow; the exhausted pool is that service's.
     Scenario {
@@ -765,6 +794,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["rq", "redis", "psycopg2"],
         room: Little,
         play: brokers::jobs,
+    },
+    Scenario {
+        name: "busy-proxy",
+        on: "HAProxy -> uWSGI at 50%",
+        planted: None,
+        programs: &["haproxy", UWSGI],
+        modules: &[],
+        room: Little,
+        play: proxies::busy_proxy,
     },
     Scenario {
         name: "bursty",
