@@ -23,7 +23,7 @@ const WORK: Duration = Duration::from_millis(200);
 /// Mean pause of a client between requests.
 const THINK: Duration = Duration::from_millis(200);
 /// Duration of the load.
-const DURATION: Duration = Duration::from_secs(20);
+const DURATION: Duration = Duration::from_secs(12);
 /// Samples that are compared, at least.
 const MIN_SAMPLES: usize = 5;
 /// Samples are not instantaneous: tolerance around the time of a sample, ns.

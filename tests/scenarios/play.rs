@@ -24,8 +24,8 @@ use tailback_tests::{
 use crate::table::Planted;
 
 const TIME_LIMIT: Duration = Duration::from_secs(20);
-/// Time that the healthy service is watched before the cause is planted: the agent learns its baseline.
-const BASELINE_TIME: Duration = Duration::from_secs(6);
+/// Time that the healthy service is watched before the cause is planted: the agent learns its baseline, which takes at least 3 s.
+const BASELINE_TIME: Duration = Duration::from_millis(4500);
 /// A warning later than this after planting does not count.
 const WARNING_LIMIT: Duration = Duration::from_secs(12);
 /// The judged verdict is the first one reported at least this long after the warning.

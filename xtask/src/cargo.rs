@@ -133,8 +133,8 @@ pub fn test() -> Cmd {
 /// The profile with which tests, and the programs that they test, are built.
 const TESTED: &str = "tested";
 
-/// Test slots per CPU. `tests/nextest.toml` gives the slots that each test takes: one if it mostly waits, three if it computes.
-const SLOTS_PER_CPU: usize = 3;
+/// Test slots per CPU. `tests/nextest.toml` gives the slots that each test takes: one if it mostly waits, four if it computes.
+const SLOTS_PER_CPU: usize = 4;
 
 /// Test slots of this machine. Live scenarios share them out in the same way.
 pub fn test_slots() -> usize {

@@ -1,7 +1,7 @@
 //! Fuzzes the parsers of outside bytes: the kernel's BTF, the iterators' records, a JVM's performance data, recordings, the
 //! configuration. No input may make the agent panic or hang.
 //!
-//! Each target runs for 15 s; `cargo xtask fuzz` runs longer. The mutator is our own and guided by the outcomes of the
+//! Each target runs for 6 s; `cargo xtask fuzz` runs longer. The mutator is our own and guided by the outcomes of the
 //! target, not by coverage: cargo-fuzz and bolero need a nightly compiler for coverage, and without it they generate less
 //! useful inputs than mutants of these corpora. `tests/properties.rs` checks properties on generated inputs.
 #![forbid(unsafe_code)]

@@ -37,7 +37,7 @@ fn number(variable: &str, default: u64) -> u64 {
     }
 }
 
-/// Fuzzes for `TAILBACK_FUZZ_SECONDS` (default 15) from `TAILBACK_FUZZ_SEED` (default 1), or runs the single input of the
+/// Fuzzes for `TAILBACK_FUZZ_SECONDS` (default 6) from `TAILBACK_FUZZ_SEED` (default 1), or runs the single input of the
 /// file `TAILBACK_FUZZ_INPUT`.
 pub fn fuzz(target: Target) {
     if let Some(file) = env::var_os("TAILBACK_FUZZ_INPUT") {
@@ -46,7 +46,7 @@ pub fn fuzz(target: Target) {
         println!("{}: {} bytes lead to {outcome:x}", target.name, bytes.len());
         return;
     }
-    let until = Instant::now() + Duration::from_secs(number("TAILBACK_FUZZ_SECONDS", 15));
+    let until = Instant::now() + Duration::from_secs(number("TAILBACK_FUZZ_SECONDS", 6));
     let seed = number("TAILBACK_FUZZ_SEED", 1);
     let mut numbers = Numbers::new(seed);
     let (mut corpus, mut seen) = (target.corpus, std::collections::BTreeSet::new());

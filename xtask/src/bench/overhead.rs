@@ -1,11 +1,15 @@
 //! Throughput that a busy service loses while the agent, with default settings, monitors it.
+//!
+//! One agent runs all the time, and is paused in the windows without it: it attaches nothing, so it costs nothing then. With an agent
+//! that starts and ends for each window, the windows would differ by what its start and its end leave behind.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
 use serde_json::json;
 use tailback_tests::{
-    agent::Agent,
+    agent::{Agent, Event},
     nginx::Nginx,
     process::Process,
     program,
@@ -14,7 +18,7 @@ use tailback_tests::{
 
 use super::{
     figure::{Goal, Report},
-    pairs::{self, Count, Figures, Pair, Windows},
+    pairs::{self, Companion, Count, Figures, Pair, Windows},
     pins::Pins,
 };
 
@@ -44,19 +48,51 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         command.args(["run", "--json", "--pid", &service.pid().to_string()]);
         let agent = Agent::start(&mut command)?;
         pairs::wait_for_first_line(&agent)?;
+        agent.process().signal(Signal::STOP)?;
         Ok(agent)
     };
 
     with_redis(&pins, |service, what, count| {
-        let start = || start(service);
+        let agent = start(service)?;
+        let start = || Continued::start(&agent);
         let pairs = pairs::measure(&args.windows, args.pairs, service, count, start, report)?;
         add(report, args, what, "redis", &pairs)
     })?;
     with_nginx(&pins, |service, what, count| {
-        let start = || start(service);
+        let agent = start(service)?;
+        let start = || Continued::start(&agent);
         let pairs = pairs::measure(&args.windows, args.pairs, service, count, start, report)?;
         add(report, args, what, "nginx", &pairs)
     })
+}
+
+/// A paused agent that continues for one window.
+struct Continued<'a>(&'a Agent);
+
+impl<'a> Continued<'a> {
+    fn start(agent: &'a Agent) -> Result<Self> {
+        agent.process().signal(Signal::CONT)?;
+        Ok(Self(agent))
+    }
+}
+
+impl Companion for Continued<'_> {
+    fn process(&self) -> &Process {
+        self.0.process()
+    }
+
+    fn mark(&self) -> usize {
+        self.0.mark()
+    }
+
+    fn events_since(&self, mark: usize) -> Result<Vec<Event>> {
+        self.0.events_since(mark)
+    }
+
+    fn stop(self) -> Result<()> {
+        self.0.process().check_running()?;
+        self.0.process().signal(Signal::STOP)
+    }
 }
 
 /// Runs `work` while a Redis is busy, with its process, a description, and its count of requests.
