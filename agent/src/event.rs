@@ -153,7 +153,7 @@ pub struct Episode {
 }
 
 impl Episode {
-    /// The depth is below half of its maximum: the cause is over, or eases.
+    /// The depth is below half of its maximum: the cause is over or is easing.
     pub fn is_draining(&self) -> bool {
         self.depth < self.depth_max / 2
     }

@@ -6,7 +6,8 @@ use rustc_hash::FxHashMap;
 /// Values by key. A key that follows the same key as last time is found without hashing, in memory laid out in the order
 /// of the scan. Any other key costs one hash look-up, and is remembered as the successor.
 ///
-/// Keys are numbers that the kernel or the agent counts up. No outsider chooses them, so a fast hash is safe.
+/// Keys are numbers that the kernel or the agent assigns in ascending order. No outsider chooses them, so a fast hash
+/// is safe.
 #[derive(Debug)]
 pub(crate) struct InOrder<T> {
     entries: Vec<Entry<T>>,

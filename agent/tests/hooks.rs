@@ -1,4 +1,4 @@
-//! What the hooks of the watch tier leave in the kernel: nothing.
+//! The hooks of `--tier` leave nothing in the kernel.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

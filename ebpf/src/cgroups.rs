@@ -1,7 +1,8 @@
 //! The control groups of the targets' processes and their limits, from the kernel's own structures.
 //!
-//! The files of a control group can be out of reach: a container sees its own groups alone, or none, and what is mounted in
-//! another container is its owner's choice. These structures are the same for every reader, on cgroup v1 and v2.
+//! The files of a control group can be out of reach: a container sees its own groups alone, or none, and what is
+//! mounted in another container is up to that container's owner. These structures are the same for every reader, on
+//! cgroup v1 and v2.
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_probe_read_kernel_str};
 use tailback_ebpf::{

@@ -1,7 +1,8 @@
 //! epoll: files that are ready and that no thread has taken yet.
 //!
-//! `struct eventpoll` is behind a `void *` in the file, and its list is walked without its lock, so all of it takes probe reads.
-//! A level-triggered file stays in the list after it was taken, until the next epoll_wait finds it empty. So each is checked.
+//! `struct eventpoll` is behind a `void *` in the file, and its list is walked without its lock, so all of it takes
+//! probe reads. A level-triggered file stays in the list after its event was delivered, until the next epoll_wait finds
+//! that the file is no longer ready. So each listed file is checked for input (`has_input`).
 
 use core::ffi::c_void;
 
@@ -82,7 +83,7 @@ extern "C" fn visit_ready(_index: u64, _context: *mut c_void) -> i64 {
     }
     let item = node.wrapping_sub(u64::from(offset!(epitem_ready_link))) as *const u8;
     let next = probe_at::<u64>(node as *const u8, 0);
-    // An entry that was removed points to itself; one whose memory was reused, anywhere.
+    // An entry that was removed points to itself; an entry whose memory was reused may point anywhere.
     if next == node || next == 0 {
         return 1;
     }

@@ -2,12 +2,12 @@
 
 /// Processes that the hooks measure at the same time. Further ones are not measured, and the agent says so.
 pub const MAX_HOOK_TARGETS: u32 = 4096;
-/// Threads of measured processes whose state is kept. Beyond that, the one that was used least recently is forgotten: its wait
-/// is counted in [`HookStats::unmatched`] when it ends.
+/// Threads of measured processes whose state is kept. Beyond that, the least recently used entry is evicted (LRU). If
+/// its thread was waiting, the wait is counted in [`HookStats::unmatched`] when it ends.
 pub const MAX_HOOK_THREADS: u32 = 16_384;
-/// Histograms at most, on machines with few CPUs; the agent lowers the number where there are many.
+/// Maximum number of histograms (fewer on machines with many CPUs: the agent lowers it there).
 pub const MAX_WAIT_KEYS: u32 = 1024;
-/// Histograms of one process at most; [`HookSettings::max_keys`] has the present bound.
+/// Maximum number of histograms of one process. The limit in force, [`HookSettings::max_keys`], may be lower.
 pub const MAX_KEYS_OF_PROCESS: u32 = 128;
 
 /// From a wake-up until the thread runs.
@@ -19,7 +19,8 @@ pub const WAIT_BLOCKED: u16 = 3;
 /// The same, where the kernel counts the wait as I/O (`task_struct.in_iowait`).
 pub const WAIT_BLOCKED_IO: u16 = 4;
 
-/// [`WaitKey::call`] of a thread that was not in a system call: a page fault, for example.
+/// [`WaitKey::call`] if the thread did not block in a known system call: it blocked in a page fault, for example, or
+/// waited for a CPU.
 pub const NOT_IN_CALL: u16 = u16::MAX;
 /// [`WaitKey::object`] where a process has too many of them.
 pub const ANY_OBJECT: u64 = u64::MAX;
@@ -60,7 +61,7 @@ pub const WAIT_BUCKETS: usize = ((MAX_BITS - UNIT_BITS - SUB_BITS + 1) << SUB_BI
 pub struct HookTarget {
     /// CLOCK_BOOTTIME at its start, ns: another process with the same tgid is not measured.
     pub start_ns: u64,
-    /// CLOCK_MONOTONIC at which its measurement began, ns. What is known of a thread from before is obsolete.
+    /// CLOCK_MONOTONIC at which its measurement began, ns. Thread states from before this are stale.
     pub since_ns: u64,
     /// Histograms that it has; `u32::MAX` once there was no room for another one.
     pub keys: u32,
@@ -74,8 +75,9 @@ pub struct HookTarget {
 pub struct HookSettings {
     /// The report interval. The agent increments it, and the worst wait begins anew.
     pub interval: u64,
-    /// Histograms of one process, so that it cannot use up those of the others: beyond half of them its waits are no longer
-    /// distinguished by object, and beyond all of them they are counted in [`HookStats::lost_waits`].
+    /// Maximum number of histograms of one process, so that it cannot use up those of the others. Once it has half of
+    /// them, a wait with a new key is counted under [`ANY_OBJECT`]. Once it has all of them, a wait that has no
+    /// histogram there either is counted in [`HookStats::lost_waits`].
     pub max_keys: u32,
     pub reserved: u32,
 }
@@ -127,7 +129,8 @@ pub struct WorstWait {
     /// The thread that waited.
     pub tid: u32,
     pub cpu: u32,
-    /// Of a wait for a CPU: the thread that had the CPU until then, and how long during the wait.
+    /// The thread that had the CPU until the wait ended, and for how long during the wait. 0 unless it was a wait for a
+    /// CPU.
     pub culprit_tgid: u32,
     pub culprit_tid: u32,
     pub culprit_ns: u64,

@@ -1,9 +1,10 @@
-//! The eBPF object: BPF iterators that the agent runs on its own clock, and the hooks of the watch tier.
+//! The eBPF object: BPF iterators that the agent runs on its own clock, and the hooks of the tiers `auto` and `watch`.
 //!
 //! An iterator is attached to no event. It runs when the agent reads from its descriptor, on the agent's own
 //! CPU time, and visits kernel objects under the same locks that the kernel takes for `/proc`.
-//! Each iterator has a file of its own; `kernel.rs` holds what they share. The hooks (`sched_switch.rs`, `sched_wakeup.rs`;
-//! shared: `run_state.rs`) are loaded and attached only if the user asks for the watch tier.
+//! Each iterator has a file of its own; `kernel.rs` holds what they share. The hooks (`sched_switch.rs`,
+//! `sched_wakeup.rs`; shared: `run_state.rs`) are loaded only in the tiers `auto` and `watch`. The agent attaches and
+//! detaches them as needed.
 #![no_std]
 #![no_main]
 

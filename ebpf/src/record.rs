@@ -82,8 +82,9 @@ pub const WAIT_IO: u32 = 2;
 /// `WaitRecord::flags`: `word` and `owner` were read.
 pub const WAIT_WORD: u32 = 4;
 
-/// Number of bases of the direct map of physical memory that one scan tries ([`Scan::candidate`]). The verifier checks each round of
-/// its loop: with 64 that took 0.74 s of CPU time, most of the agent's start. A machine with 1 TiB needs 128 scans of one process.
+/// Number of bases of the direct map of physical memory that one scan tries ([`Scan::candidate`]). Few, because the
+/// verifier checks each round of the loop when the program is loaded: with 64 that took 0.74 s of CPU time, most of the
+/// agent's start. The price is more scans: about 128 on a machine with 1 TiB, if the base is found last.
 pub const PAGE_OFFSET_CANDIDATES: u64 = 8;
 
 /// Ready files of one epoll instance that a visit counts. Bounds the walk along its list.

@@ -1,7 +1,8 @@
 //! What the scheduler hooks share: the states of threads of measured processes, and the histograms of their waits.
 //!
-//! The maps are preallocated hash maps rather than task storage: they exist since 5.10, have a bound, and need no allocation
-//! under the lock of a run queue. If there are too many threads, the entry that was used least recently is evicted.
+//! The maps are preallocated hash maps rather than task storage: they exist since 5.10, have a bound, and need no
+//! allocation under the lock of a run queue. If there are too many threads, the least recently used entry is evicted
+//! (LRU).
 
 use core::mem::MaybeUninit;
 
@@ -54,7 +55,7 @@ static HOOK_STATS: PerCpuArray<HookStats, 1> = PerCpuArray::new();
 #[btf_map]
 static HOOK_SETTINGS: Array<HookSettings, 1> = Array::new();
 
-/// Sets the state of a thread, which is new if `known` is `None`.
+/// Sets the state of a thread: overwrites its entry `known`, or inserts an entry if `known` is `None`.
 ///
 /// The stores are volatile, one per word: otherwise the compiler calls memset and memmove, which copy byte by byte in eBPF.
 #[inline(always)]
@@ -190,13 +191,13 @@ pub fn target_of(task: *const u8, tgid: u32) -> Option<*mut HookTarget> {
 }
 
 /// What is known of a thread of a measured process. An entry of an earlier process with this tid, or from before the measurement began,
-/// is obsolete: the thread may have run since then without the hooks seeing it.
+/// is stale: the thread may have run since then without the hooks seeing it.
 #[inline(always)]
 pub fn known_thread(target: *const HookTarget, tid: u32, tgid: u32) -> Option<*mut ThreadWait> {
     let thread = HOOK_THREADS.get_ptr_mut(tid)?;
     // SAFETY: entries of preallocated maps; at worst they are reused.
-    let is_obsolete = unsafe { (*thread).tgid != tgid || (*thread).since_ns < (*target).since_ns };
-    (!is_obsolete).then_some(thread)
+    let is_stale = unsafe { (*thread).tgid != tgid || (*thread).since_ns < (*target).since_ns };
+    (!is_stale).then_some(thread)
 }
 
 /// Whether the first argument of a system call identifies what it waits for.

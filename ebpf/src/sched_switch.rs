@@ -3,7 +3,7 @@
 //! Prototype, include/trace/events/sched.h: `(bool preempt, struct task_struct *prev, struct task_struct *next)`; since 5.18
 //! `prev_state` follows (5.18 itself had it second, until 5.18.6; the verifier rejects the program there).
 //!
-//! Everyone who switches pays for the test whether a thread belongs to a measured process.
+//! Every context switch on the machine pays for the test whether its threads belong to measured processes.
 
 use tailback_ebpf::{
     ABSENT, HOOK_SWITCH, MAX_CALLS, NOT_IN_CALL, THREAD_BLOCKED, THREAD_PREEMPTED, THREAD_RUNNING,

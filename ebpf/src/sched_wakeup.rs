@@ -2,7 +2,7 @@
 //!
 //! Prototype, include/trace/events/sched.h: `(struct task_struct *p)`.
 //!
-//! Everyone who wakes a thread pays for the test whether it belongs to a measured process.
+//! Every wake-up on the machine pays for the test whether the woken thread belongs to a measured process.
 
 use tailback_ebpf::{HOOK_WAKEUP, NOT_IN_CALL, THREAD_BLOCKED, THREAD_WOKEN, ThreadWait, WaitKey};
 
@@ -49,7 +49,7 @@ fn woken(task: *const u8, is_new: bool) {
         {
             // SAFETY: an entry of a preallocated map; only the CPU that runs or wakes the thread writes to it.
             let was = unsafe { *thread };
-            // A thread that has not slept yet is woken as well: it goes on running.
+            // A wake-up can race with going to sleep: a thread that has not blocked yet stays runnable; no wait ends.
             if was.state == THREAD_BLOCKED {
                 let key = WaitKey {
                     object: was.object,

@@ -16,7 +16,8 @@ pub fn emit_udp(out: impl Sink, handle: Handle, sock: &Sock) {
     // The kernel releases receive memory in batches; the deficit is what has been read but not released
     // (udp_rqueue_get, include/net/udp.h). A typed load needs a cast that kernels before 6.2 lack.
     let deficit = probe!(sk, udp_forward_deficit, u32);
-    // A reader first moves the whole receive queue to a queue of its own (`reader_queue`).
+    // Readers take packets from a second queue of the socket (`reader_queue`). If that is empty, a reader moves the
+    // whole receive queue there before it reads.
     let (in_reader_queue, received) = (
         probe!(sk, udp_reader_qlen, u32),
         load_sk!(sk, sk_receive_qlen, u32),

@@ -4,8 +4,8 @@
 //! agent forever. Therefore the page tables are walked by probe reads, and the bytes are read through the
 //! kernel's direct map of physical memory. What is not resident is reported as unknown.
 //!
-//! No lock is taken, so the walk is repeated after the bytes were read, from the page directory that the task then has: they
-//! count only if it leads to the same place.
+//! No lock is taken, so the page tables may change during a read. After the bytes were read, the walk is repeated from
+//! the task's current page directory. The bytes count only if both walks lead to the same physical address.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tailback_ebpf::{ABSENT, PAGE_OFFSET_CANDIDATES, Scan};
@@ -185,7 +185,8 @@ extern "C" fn resident_aarch64(
 ) -> u64 {
     // arch/arm64/include/asm/pgtable-hwdef.h
     const VALID: u64 = 1;
-    /// A table above the last level, a page on it. Otherwise a block of memory, and nothing on the last level.
+    /// If set, the entry is a table above the last level, and a page on the last level. If clear, it is a block of
+    /// memory above the last level, and invalid on the last level.
     const TABLE_OR_PAGE: u64 = 1 << 1;
     const USER: u64 = 1 << 6;
     /// Index of the memory type. `MT_NORMAL` is 0 and `MT_NORMAL_TAGGED` 1 since 5.10 (arch/arm64/include/asm/memory.h); device

@@ -52,7 +52,7 @@ fn each_missing_capability_is_named_with_its_line() -> Result<()> {
         ("SYS_PTRACE", "capabilities", "failed"),
         ("DAC_READ_SEARCH", "files of other users", "off"),
         ("SETUID", "user of the adapter process", "off"),
-        ("KILL", "end of a hung adapter process", "off"),
+        ("KILL", "killing a hung adapter process", "off"),
         ("DAC_OVERRIDE", "Envoy's runtime layer", "off"),
         ("NET_BIND_SERVICE", "ports of adapters", "off"),
     ] {

@@ -1,5 +1,6 @@
-//! A node agent under churn, for a while: processes and connections that come and go, services that jam and recover, a collector
-//! that goes away and comes back. Memory and descriptors stay flat, samples are on time, and what is lost is counted.
+//! A node agent under churn, for a while: processes and connections that come and go, services whose queues fill and
+//! drain, a collector that goes away and comes back. Memory and descriptors stay flat, samples are on time, and what is
+//! lost is counted.
 
 use std::{
     fs,

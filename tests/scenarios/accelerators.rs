@@ -1,4 +1,4 @@
-//! A service that waits for an accelerator. No machine of the tests has one: a library with the name of a driver's spins
+//! A service that waits for an accelerator. No test machine has one: a library that is named like a driver's spins
 //! instead. This shows that a thread which spins in it is recognized, not what a driver does.
 
 use std::{path::PathBuf, process::Command};

@@ -31,7 +31,7 @@ const NOT_PER_KERNEL: &[&str] = &[
     "capabilities",
     "files of other users",
     "user of the adapter process",
-    "end of a hung adapter process",
+    "killing a hung adapter process",
     "ports of adapters",
     "Envoy's runtime layer",
     "user namespace",
@@ -48,9 +48,9 @@ const INTRODUCTION: &str = "\
 How the agent reads each fact on each kernel, and what is absent there. A `·` marks a fact that is not available.
 
 `cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` compares the output of `tailback
-doctor` on each kernel with the kernel's column. The columns are of x86-64.
+doctor` on each kernel with the kernel's column. The columns are for x86-64.
 
-On aarch64, `cargo xtask kernel 6.12-arm64` boots Debian's cloud kernel in QEMU. `tailback doctor` gives the column 6.12 there,
+On aarch64, `cargo xtask kernel 6.12-arm64` boots Debian's cloud kernel in QEMU. `tailback doctor` there gives the column 6.12,
 and the other checks of the matrix and all rows of the [accuracy table](../appendix/accuracy.md) pass, except those of a disk,
 which the guest does not have.
 ";

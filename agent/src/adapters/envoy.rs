@@ -180,7 +180,8 @@ impl ReadersState {
             Warning::new(
                 "limit_unknown",
                 "the service is overloaded, but its concurrency limit is unknown: Envoy admits everything",
-                "use the page: this service takes every request immediately, or its requests in flight cannot be seen",
+                "shed in the service itself, by its page: it takes every request immediately, or its requests in \
+                 flight cannot be seen",
             )
         })
     }

@@ -102,8 +102,8 @@ pub fn is_asked(directory: &OwnedFd) -> bool {
     statat(directory, SUCCESSOR, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
-/// Returns once another process has asked this one to exit. A signal would be faster, but a process without CAP_KILL cannot
-/// send one to another user's.
+/// Returns once another process has asked this one to exit. A signal would be faster, but without CAP_KILL a process
+/// cannot send one to a process of another user.
 pub async fn asked_to_exit(directory: &OwnedFd) {
     while !is_asked(directory) {
         tokio::time::sleep(REQUEST_INTERVAL).await;

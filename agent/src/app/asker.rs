@@ -46,7 +46,7 @@ const MAX_PASSWORD_BYTES: u64 = 4_096;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
     pub tgid: u32,
-    /// When it started: another process that gets the same number later has another time.
+    /// When it started: distinguishes it from a later process with the same pid.
     pub start_ns: u64,
     pub preset: Arc<Preset>,
     pub program: Program,
@@ -62,7 +62,7 @@ pub struct Process {
 /// What the user configured for a preset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Login {
-    /// User id of the processes and listeners that may receive the password: any process can call itself like a server.
+    /// User id of the processes and listeners that may receive the password: any process can take the name of a server.
     pub process_user: u32,
     pub user: Option<String>,
     pub password_file: PathBuf,

@@ -1,5 +1,6 @@
-//! JSON, flattened: a number at `.a.b` is the value `a.b`. The elements of an array share its name. An element with a text `name` has
-//! that as a label, called like the array: `streams.messages{streams="ORDERS"}`. Other texts become labels where a row says so.
+//! JSON, flattened: a number at `.a.b` is the value `a.b`. The elements of an array share its name. If an element has a
+//! text `name`, that text becomes a label, which is named after the array: `streams.messages{streams="ORDERS"}`. Other
+//! texts become labels where a row says so.
 //!
 //! Nothing is built in memory but the values that are wanted, however large the document.
 

@@ -73,7 +73,7 @@ impl Held {
         }
     }
 
-    /// The answer is not held any more.
+    /// Releases the memory: the answer is no longer kept.
     pub fn release(&self) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         self.own.held.fetch_sub(bytes, Ordering::Relaxed);

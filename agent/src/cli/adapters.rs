@@ -13,7 +13,7 @@ pub(super) struct Options {
     /// The agent's configuration file; its [signal] section configures the adapters (`-`: standard input)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Directory of the running agent's pages, which has started this process
+    /// Directory of the pages of the agent that has started this process
     #[arg(long, value_name = "DIR", hide = true)]
     directory: Option<PathBuf>,
     /// Exit after no agent has been seen for TIME [default: never]

@@ -89,7 +89,8 @@ enum Command {
     Run(run::Options),
     /// Find the queue that is filling, why, and what to do (default target: the whole host)
     Diagnose(diagnose::Options),
-    /// Show services, queues and verdicts live on a terminal, from the running agent or from own samples
+    /// Show services, queues and verdicts live on a terminal: from the running agent, from samples that `top` takes itself,
+    /// or from a recording
     Top(top::Options),
     /// Print every queue once, from two samples one interval apart (to measure rates)
     #[command(after_help = SAMPLE_AFTER_HELP)]
@@ -227,8 +228,8 @@ impl Targets {
 /// Whether hooks are attached.
 #[derive(Clone, Copy, Debug, Default, Args)]
 struct TierOption {
-    /// Attach hooks that measure waits exactly: glance (never), auto (while a queue is not ok) or watch (always) [default:
-    /// glance]
+    /// Attach hooks that measure waits exactly: glance (never), auto (from the first sign that a queue fills) or watch
+    /// (always) [default: glance]
     #[arg(long, value_name = "TIER", value_parser = parse_tier)]
     tier: Option<Tier>,
 }

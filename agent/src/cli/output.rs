@@ -24,7 +24,8 @@ pub(super) struct Output {
     /// Print JSON, one object per line
     #[arg(long)]
     pub(super) json: bool,
-    /// Print only which targets start and exit, what is wrong with the agent, and the summary of each episode
+    /// Print less: `diagnose` only the headlines; `run` and `replay` only which targets start and exit, notices that
+    /// someone has to act on, and the summary of each episode
     #[arg(short, long)]
     pub(super) quiet: bool,
     /// Print more detail

@@ -111,7 +111,7 @@ impl ServiceManager {
             && !message.is_empty()
             && let Err(error) = socket.send(message.as_bytes())
         {
-            debug!(%error, "the service manager does not take a message");
+            debug!(%error, "the service manager does not accept a message");
         }
     }
 }

@@ -118,8 +118,9 @@ fn explained(error: LoadError, held: &Held) -> anyhow::Error {
             if !missing.is_empty() && !held.is_root && held.no_new_privileges {
                 return anyhow!(
                     "not permitted to load eBPF programs: missing {}. no_new_privs is set, so the kernel ignores file capabilities. In \
-                     Kubernetes, set `allowPrivilegeEscalation: true`, or `runAsUser: 0`, which gets the capabilities that are \
-                     added; podman: without `--security-opt no-new-privileges`, or `--user 0`; systemd: `AmbientCapabilities=`",
+                     Kubernetes, set `allowPrivilegeEscalation: true`, or `runAsUser: 0` (root gets the added \
+                     capabilities); podman: remove `--security-opt no-new-privileges`, or add `--user 0`; systemd: \
+                     `AmbientCapabilities=`",
                     listed(&missing)
                 );
             }

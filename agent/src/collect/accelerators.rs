@@ -106,7 +106,7 @@ impl Accelerators {
         running.chain(waiting).collect()
     }
 
-    /// Nothing is focused any more.
+    /// Forgets all processes: nothing is focused any more.
     pub(super) fn clear(&mut self) {
         self.processes.clear();
     }

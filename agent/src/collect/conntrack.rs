@@ -35,7 +35,7 @@ pub(super) struct ConntrackScan {
 struct Known {
     /// Dropped packets up to the last search.
     drops: u64,
-    /// Those of them that count as dropped because the table was full: since the search before it was first found full. Starts
+    /// Those of them that are attributed to a full table: dropped after the last search that found room in it. Starts
     /// again at 0 if the table has room, or if nothing was dropped for [`MAX_AGE_NS`].
     dropped_full: u64,
     /// Time of the last search, ns.

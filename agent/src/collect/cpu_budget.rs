@@ -40,7 +40,7 @@ pub(super) struct CpuBudget {
     allowed_ns: f64,
     /// The last measurement: when, and the agent's CPU time until then, ns.
     last: Option<(u64, u64)>,
-    /// Saved CPU time, as the time in which the budget grants it, ns. Full at the start.
+    /// Saved CPU time, expressed as the wall time in which the budget grants as much, ns. At its maximum at the start.
     saved_ns: f64,
     /// An incident has begun: what is saved is spent.
     spends: bool,

@@ -131,7 +131,7 @@ impl JvmCountersScan {
         }
     }
 
-    /// Nothing is focused any more.
+    /// Forgets all JVMs: nothing is focused any more.
     pub(super) fn clear(&mut self) {
         self.known.clear();
     }

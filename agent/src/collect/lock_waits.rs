@@ -163,7 +163,7 @@ impl LockWaits {
         self.sleepers = sleepers;
     }
 
-    /// Nothing is focused any more.
+    /// Forgets all sleepers: nothing is focused any more.
     pub(super) fn clear(&mut self) {
         self.sleepers.clear();
     }

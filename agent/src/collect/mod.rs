@@ -11,7 +11,7 @@
 //!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
 //!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`,
 //!   `jvm_counters`, `paths`, `titles`, `logs`.
-//! - *Hooks*: `tier` decides when those of the watch tier are attached, `exact_waits` reads what they measure.
+//! - *Hooks*: `tier` decides when those that measure waits are attached, `exact_waits` reads what they measure.
 //! - *Services' own queues*: `app`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!

@@ -120,7 +120,8 @@ impl Neighbours {
         self.add(now_ns, started)
     }
 
-    /// No target is focused any more. Added neighbours stay watched until their retention time is over.
+    /// Forgets how neighbours are reached: no target is focused any more. Added ones stay watched for their retention
+    /// time.
     pub(super) fn clear(&mut self) {
         self.selected.clear();
         self.ends.clear();

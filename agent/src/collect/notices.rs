@@ -59,8 +59,8 @@ impl Notices {
         if left_out.young + left_out.system > 0 {
             self.report_once("processes_left_out", || {
                 format!(
-                    "not watched: processes of the system and of Kubernetes ({} now), and those that neither listen nor live for 5 s; \
-                     --every-process includes them",
+                    "not watched: processes of the system and of Kubernetes ({} now), and those that neither \
+                     listen nor have lived for 5 s; --every-process includes them",
                     left_out.system
                 )
             });

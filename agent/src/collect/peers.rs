@@ -111,7 +111,7 @@ impl Peers {
         }
     }
 
-    /// No target is focused any more.
+    /// Forgets all requests and peers: no target is focused any more.
     pub(super) fn clear(&mut self) {
         self.requested.clear();
         self.peers.clear();

@@ -248,8 +248,8 @@ impl Schedule {
         self.allocation.set_focused(focused);
     }
 
-    /// Whether an incident has just begun: CPU time that was saved is spent. Scans that are late by the
-    /// intervals that this allows are made now.
+    /// Sets whether saved CPU time is spent, as in a new incident. That shortens the intervals; scans that are overdue
+    /// by the shorter ones become due now.
     pub fn set_spending(&mut self, spends: bool, now_ns: u64) {
         if spends == self.allocation.spends() {
             return;

@@ -1,4 +1,4 @@
-//! How much the agent touches the kernel: whether the hooks of the watch tier are attached.
+//! Decides whether the hooks are attached: by the tier, the state of the queues, and the cost of the hooks.
 //!
 //! The price of the hooks is estimated before they are attached, from the switches of the machine, and measured afterwards. They are
 //! detached as soon as it exceeds the budget. Pure: the time and the measurements are arguments.
@@ -6,7 +6,7 @@
 
 use super::MS;
 
-/// How much the agent touches the kernel.
+/// When hooks are attached to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tier {
     /// No hook is attached.

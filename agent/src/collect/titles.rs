@@ -85,7 +85,7 @@ impl Titles {
         changed
     }
 
-    /// No target is focused any more: the next poll reports all titles again.
+    /// Forgets all titles, so that the next poll reports them again: no target is focused any more.
     pub(super) fn clear(&mut self) {
         self.known.clear();
     }

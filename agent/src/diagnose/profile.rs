@@ -24,7 +24,7 @@ use crate::{
 /// A lock: the tgid of its process and its address there. For a lock that processes share: 0 and its id.
 pub(super) type Lock = (u32, u64);
 
-/// The address of a lock that is not seen: the threads of a process wait for something in turn, one at a time.
+/// Stands for the address of a lock that is inferred, not seen: the threads of a process run in turn, one at a time.
 pub(super) const TURNS: u64 = u64::MAX;
 
 /// A thread at a futex of unknown meaning.

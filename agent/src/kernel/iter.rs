@@ -1,5 +1,5 @@
-//! Links of BPF iterators bound to one process or map, and of tracepoints. aya cannot create the first; of the second, the
-//! agent keeps the descriptor itself. So `bpf(2)` is called directly.
+//! Creates the links of BPF iterators that are bound to one process or map, and those of tracepoints, by calling
+//! `bpf(2)` directly. aya cannot create the former; of the latter, the agent keeps the descriptors itself.
 //!
 //! include/uapi/linux/bpf.h: `BPF_LINK_CREATE` with `iter_info` (5.8), bound to a process since 6.1.
 

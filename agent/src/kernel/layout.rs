@@ -51,7 +51,7 @@ features! {
     Drops = "losses of a listener, connection or UDP socket", without: "losses are not counted";
     /// Separate drop counters of UDP sockets, since 6.18.
     DropCounters = "separate drop counters of UDP sockets",
-        without: "nothing: before 6.18 UDP drops share one counter with other sockets";
+        without: "nothing: before 6.18 the drops of a UDP socket are in its only drop counter";
     /// Whether a connection has an unanswered request.
     Requests = "requests in flight and outstanding calls", without: "inflight and downstream are not shown";
     /// Requests that start and end between two samples.
@@ -100,7 +100,7 @@ struct Row {
     field: &'static str,
     feature: Feature,
     container: &'static str,
-    /// Alternatives, newest name first; of registers the name on x86-64, and that on aarch64.
+    /// Alternative names, newest first; for registers, the name on x86-64 and the one on aarch64.
     paths: &'static [&'static str],
     /// A bit field: the offset is in bits.
     bits: bool,

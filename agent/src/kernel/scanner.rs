@@ -1,5 +1,5 @@
-//! The BPF iterators: loaded once (`scanner/load.rs`) and run whenever the agent samples. No hook is attached, unless the watch
-//! tier asks for it (`kernel/hooks.rs`).
+//! The BPF iterators: loaded once (`scanner/load.rs`) and run whenever the agent samples. Hooks (`kernel/hooks.rs`) are
+//! attached only in the tiers `auto` and `watch`.
 
 mod load;
 
@@ -125,7 +125,7 @@ impl Scanner {
         &self.capabilities
     }
 
-    /// The hooks of the watch tier, or why there are none.
+    /// The hooks that measure waits, or why there are none.
     pub fn hooks(&mut self) -> Result<&mut Hooks, &str> {
         match (&mut self.hooks, &self.capabilities.hooks) {
             (Some(hooks), _) => Ok(hooks),
@@ -134,8 +134,8 @@ impl Scanner {
         }
     }
 
-    /// Switches the hooks off if this process may not attach them, with the privileges that it has now. Otherwise
-    /// [`Self::check_access`] would find none that can be dropped.
+    /// Switches the hooks off if this process is not permitted to attach them with its present privileges. Otherwise
+    /// [`Self::check_access`] would fail whatever privileges are kept, so none could be dropped.
     pub fn check_hooks(&mut self) {
         if let Some(Err(error)) = self.hooks.as_mut().map(Hooks::check_access) {
             self.capabilities.hooks = Err(format!("the kernel refused to attach them: {error}"));
@@ -321,8 +321,8 @@ impl Scanner {
         Ok(keys.len() - self.peer_keys.len())
     }
 
-    /// For the benchmarks: scans, by programs that do next to nothing, of the files and threads of these processes: what
-    /// remains is the kernel's own cost.
+    /// For the benchmarks: scans the files and threads of these processes with programs that do next to nothing, so
+    /// what is measured is the kernel's own cost.
     pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
         let bind =
             self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
@@ -347,7 +347,7 @@ impl Scanner {
         run_all(&bare.threads, &mut self.buffer, &mut |_| {}).context("cannot scan threads")
     }
 
-    /// Reports every socket, pipe end and io_uring instance of the watched processes.
+    /// Reports every socket, pipe end, io_uring instance and epoll instance of the watched processes.
     pub fn scan_files(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         self.scan_settings.focus_slots_left = MAX_FOCUSED_SOCKETS;
         self.scan_settings.number = self.scan_settings.number.wrapping_add(1);

@@ -39,7 +39,7 @@ struct Known {
     is_drained: bool,
     /// Since when nothing has left it although items wait, ns.
     stuck_since_ns: Option<u64>,
-    /// The first answer of those in a row that say that it has no consumers, ns.
+    /// Time of the first of the consecutive answers that report no consumers, ns.
     no_consumers_since_ns: Option<u64>,
 }
 
@@ -219,7 +219,7 @@ fn grown(before: Option<u64>, now: Option<u64>) -> Option<u64> {
     now?.checked_sub(before?)
 }
 
-/// Completes one of arrivals and departures from the other: what entered and has not left is in the queue or in work.
+/// Computes arrivals from departures, or the reverse: items that entered and have not left are in the queue.
 fn balanced(
     before: Option<&AppQueue>,
     now: &AppQueue,
@@ -247,7 +247,7 @@ fn balanced(
     }
 }
 
-/// How many items may be in work at once, as far as the service says; at least 1.
+/// How many items may be in service at once, as far as the service reports it; at least 1.
 fn servers(queue: &AppQueue) -> u32 {
     let servers = queue.slots.or(queue.consumers).unwrap_or(1);
     u32::try_from(servers).unwrap_or(u32::MAX).max(1)

@@ -73,9 +73,9 @@ pub(super) struct Group {
     unseen: i64,
     /// The same for the whole network namespace.
     unseen_in_namespace: i64,
-    /// Since the last scan of all connections: the number of accepted ones is unknown; the service was not idle while connections
-    /// were accepted in the namespace.
+    /// The number of connections accepted since the last scan of all connections is unknown.
     is_unknown: bool,
+    /// Since then, the service was not idle while connections were accepted in the namespace.
     may_have_served: bool,
     /// Time of the last scan of all connections.
     scanned_ns: Option<u64>,

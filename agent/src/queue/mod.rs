@@ -106,8 +106,8 @@ pub struct Reading {
     /// Ages of the items that wait, ns, oldest first. Only TCP accept queues, requests in flight and outstanding calls have
     /// them; of requests and calls, the oldest 1,024.
     pub ages_ns: Vec<u64>,
-    /// For how long nobody has been there to take items from a queue inside a service, from which others took items before, ns: the
-    /// time between the first and the last answer that say so. `None`: it has consumers, or it was never seen to be drained.
+    /// For how long a queue inside a service has had no consumers, ns: from the first answer that reports none to the
+    /// last one. `None`: it has consumers, or nobody was ever seen to take items from it.
     #[serde(skip)]
     pub no_consumers_ns: Option<u64>,
     /// Items lost since the previous reading.

@@ -107,7 +107,7 @@ pub(super) struct Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// No request is unanswered.
+    /// All requests are answered.
     Quiet,
     Pending,
     Unknown,

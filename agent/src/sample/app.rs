@@ -31,9 +31,9 @@ pub struct AppQueue {
     pub limit: Option<u64>,
     /// Reaching the limit loses work or blocks a producer.
     pub limit_rejects: bool,
-    /// Items that have left the queue and are in work.
+    /// Items that have left the queue and are in service.
     pub serving: Option<u64>,
-    /// Most items that may be in work: connections of a pool, threads, permits.
+    /// Maximum number of items in service: connections of a pool, threads, permits.
     pub slots: Option<u64>,
     /// Since some moment that does not change: items that entered, left, and were lost.
     pub entered: Option<u64>,

@@ -1,4 +1,4 @@
-//! Exact waits of threads, which the hooks of the watch tier measure, and what the hooks cost.
+//! Exact waits of threads, which hooks measure in the tiers `auto` and `watch`, and what the hooks cost.
 
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +80,7 @@ pub struct Distribution {
     pub total_ns: u64,
     /// The longest wait, exact, ns.
     pub max_ns: u64,
-    /// Waits in ns, ascending, and how many took as long.
+    /// Durations of waits, ns, ascending, each with the number of waits that took as long.
     pub waits: Vec<(u64, u64)>,
 }
 

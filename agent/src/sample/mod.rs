@@ -164,8 +164,8 @@ pub type TargetId = u32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub id: TargetId,
-    /// Given by, most trusted first: the configuration, Kubernetes, a container runtime, systemd (these three with `--all`), the
-    /// process's OTEL_SERVICE_NAME, its program.
+    /// From the first of these that gives one: the configuration; with `--all` Kubernetes, a container runtime,
+    /// systemd; the process's OTEL_SERVICE_NAME; the name of its program.
     pub name: String,
     /// The process that started the others (lowest start time), as the agent's /proc numbers it.
     pub pid: u32,

@@ -1,4 +1,4 @@
-//! What the targets have open: sockets, pipes, io_uring instances.
+//! What the targets have open: sockets, pipes, io_uring and epoll instances.
 
 use std::net::SocketAddr;
 

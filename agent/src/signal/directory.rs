@@ -108,7 +108,7 @@ impl Directory {
         })
     }
 
-    /// One that another process of this user has opened, and passes on.
+    /// The directory behind a descriptor that another process of this user has opened and passed on.
     ///
     /// # Errors
     /// If others may write to it.
@@ -136,8 +136,8 @@ impl Directory {
         self.parent.is_some()
     }
 
-    /// Whether an agent of this user publishes in it, or could: not in a subdirectory of a directory to which only another user may
-    /// write, unless one does.
+    /// Whether an agent of this user may publish in it. False for a subdirectory of a directory to which only another
+    /// user may write, unless an agent publishes there.
     pub fn is_plausible(&self) -> bool {
         let of_another = self.parent.as_ref().is_some_and(|parent| {
             fs::fstat(parent).is_ok_and(|stat| stat.st_mode & WRITE_BY_OTHERS == 0)
@@ -185,19 +185,21 @@ fn own_below(parent: &OwnedFd, stat: &Stat) -> Result<OwnedFd> {
         }
     };
     let directory = fs::openat(parent, OWN_NAME, FLAGS, Mode::empty()).with_context(|| {
-        format!("others may write to it, and `{OWN_NAME}` in it is not a directory: remove it")
+        format!(
+            "others may write to it, and `{OWN_NAME}` in it is not a directory: remove `{OWN_NAME}`"
+        )
     })?;
     let stat = self::stat(&directory)?;
     if stat.st_uid != own {
         bail!(
-            "others may write to it, and `{OWN_NAME}` in it belongs to user {}, not to the agent's user {own}: remove it, or set another \
-             `directory` in [signal]",
+            "others may write to it, and `{OWN_NAME}` in it belongs to user {}, not to the agent's user {own}: remove that, \
+             or set another `directory` in [signal]",
             stat.st_uid
         );
     }
     let was_writable = !is_new && stat.st_mode & WRITE_BY_OTHERS != 0;
     if was_writable && stat.st_mode & STICKY != 0 {
-        bail!("every user may have files in `{OWN_NAME}` in it: remove it");
+        bail!("any user may have files in its subdirectory `{OWN_NAME}`: remove that subdirectory");
     }
     // One that was there only loses permissions: it may be another one, under this name.
     let mode = if is_new { MODE } else { closed_mode(&stat) };
@@ -317,8 +319,9 @@ pub(super) fn check_owner(directory: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Where an agent, or its adapter process, publishes that is configured with this directory: its own one below it, if others
-/// may write to this one, or only the one below has a socket.
+/// The directory in which an agent (or its adapter process) with this configured directory publishes: its subdirectory
+/// if that has a socket, and either others may write to the configured one, or that has no socket. Otherwise the
+/// configured one.
 pub fn in_use(configured: &Path) -> PathBuf {
     let has_socket = |directory: &Path| {
         [SOCKET, ADAPTERS_SOCKET]
@@ -423,7 +426,7 @@ mod tests {
         Directory::open(temp.path()).unwrap();
         set_mode(&own, 0o1777);
         let error = format!("{:#}", Directory::open(temp.path()).unwrap_err());
-        assert!(error.contains("every user may have files"), "{error}");
+        assert!(error.contains("any user may have files"), "{error}");
         assert!(own.join("x").exists());
     }
 

@@ -25,7 +25,8 @@ const FIRST_PERSON: u32 = 1_000;
 /// How long a name is kept for its owner after its service has exited, ns: a rollback or a repair may take that long.
 const CLAIM_NS: u64 = 3_600_000_000_000;
 
-/// How far the name of a service is trusted: less is more. By who gave the name, then by who runs the service.
+/// How far the name of a service is trusted; a lower value is trusted more. Compares the giver of the name, then the
+/// owner of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Trust(u8, u8);
 
@@ -90,9 +91,10 @@ impl Claim {
 pub struct Claims(BTreeMap<String, Claim>);
 
 impl Claims {
-    /// A directory name per service: the plain name, or with its PID appended: `@PID` for another instance of the same owner, or in
-    /// another container to which the same name was given, `~PID` for any other service. Neither `@` nor `~` occurs in plain names. Of
-    /// several services of one owner, the oldest that listens has the plain name.
+    /// Returns a directory name per service: the plain name for the owner of that name, else the name with a mark and
+    /// the PID. `@PID`: another instance of the same owner, or of another container that was given the same name.
+    /// `~PID`: any other service. Neither mark occurs in plain names. Of several services of one owner, the oldest that
+    /// listens has the plain name.
     pub fn names<'a>(
         &mut self,
         targets: impl Iterator<Item = &'a Target>,

@@ -28,7 +28,7 @@ pub struct Reader {
     pub target: String,
 }
 
-/// The consumers of the pages as of the last search, for the agent.
+/// The processes that map pages, as of the last search.
 #[derive(Default)]
 pub(super) struct ReaderCache(Arc<Mutex<Cached>>);
 
@@ -41,8 +41,8 @@ struct Cached {
 }
 
 impl ReaderCache {
-    /// The readers as of the last search; a new one begins if that is long ago. It has a thread of its own, because a process can
-    /// keep the reader of its `maps` waiting for ever. Then no other search begins.
+    /// The readers as of the last search. If that is long ago, a new search begins, on a thread of its own: reading the
+    /// `maps` of a process can block forever. In that case no further search begins.
     pub(super) fn get(&self, directory: &Path) -> Arc<Vec<Reader>> {
         let mut cached = locked(&self.0);
         let is_recent = cached

@@ -73,7 +73,7 @@ pub(super) struct Origin {
     pub(super) uid: u32,
     /// CPUs that it may run on.
     pub(super) cpus: u32,
-    /// It has ended, and its parent has not noticed.
+    /// It has ended, and its parent has not waited for it (wait(2)).
     pub(super) is_zombie: bool,
 }
 

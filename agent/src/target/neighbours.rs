@@ -1,5 +1,5 @@
-//! Finds the neighbours of focused targets: processes that may keep them waiting, reached through the connections, pipes
-//! and unix sockets that they hold. Pure.
+//! Finds the neighbours of focused targets: processes that may keep them waiting. They are reached through connections,
+//! pipes, unix sockets, locks, and queues inside services. Pure.
 #![forbid(unsafe_code)]
 
 use std::{

@@ -78,7 +78,7 @@ pub(super) struct Service {
     /// The name, unless it is the processes' own.
     pub(super) name: Option<String>,
     pub(super) named_by: NamedBy,
-    /// One of several programs of a container or unit. The program's name, which is a part of `name`, is anybody's choice.
+    /// One of several programs of a container or unit. Anybody can choose the program's name, which is part of `name`.
     pub(super) is_part: bool,
 }
 

@@ -192,7 +192,7 @@ impl Asked {
                     };
                     let why = harmless(&format!("{error:#}"));
                     let why = match is_suspended {
-                        true => format!("{why}; not asked for {} min", suspension.as_secs() / 60),
+                        true => format!("{why}; next attempt in {} min", suspension.as_secs() / 60),
                         false => why,
                     };
                     self.report(|report| {

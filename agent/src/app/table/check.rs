@@ -28,7 +28,7 @@ const REDIS_COMMANDS: &[&str] = &[
     "ZCARD",
     "ZRANGE",
 ];
-/// First words of commands of line protocols that read: HAProxy's, memcached's.
+/// First words of the read-only commands of line protocols: HAProxy's, memcached's.
 const LINE_COMMANDS: &[&str] = &["show", "stats"];
 
 impl Preset {
@@ -97,7 +97,7 @@ impl Ask {
                 let word = command.split(' ').next().unwrap_or_default();
                 ensure!(
                     LINE_COMMANDS.contains(&word),
-                    "command {command:?}: must begin with one of these, which read: {}",
+                    "command {command:?}: must begin with one of these read-only commands: {}",
                     LINE_COMMANDS.join(", ")
                 );
             }
@@ -113,7 +113,7 @@ impl Ask {
                 );
                 ensure!(
                     query.starts_with("SHOW ") && is_line(query) && !query.contains(';'),
-                    "query: only one SHOW is allowed, which reads"
+                    "query: only one SHOW statement is allowed (read-only)"
                 );
             }
             Self::Redis { queues, values, .. } => {
@@ -136,7 +136,7 @@ impl Ask {
                     let name = command.first().map_or("", String::as_str);
                     ensure!(
                         REDIS_COMMANDS.contains(&name),
-                        "command {name:?}: only these are allowed, which read: {}",
+                        "command {name:?}: only these read-only commands are allowed: {}",
                         REDIS_COMMANDS.join(", ")
                     );
                 }

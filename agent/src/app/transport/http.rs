@@ -1,5 +1,5 @@
-//! HTTP: one GET after another on a connection, which ends with the answer: an idle connection may hold a thread of the service.
-//! Redirects are not followed, nothing is decompressed.
+//! HTTP: all GETs of one poll on one connection, which is then closed, because an idle connection may occupy a thread
+//! of the service. Redirects are not followed, nothing is decompressed.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use http::{Request, StatusCode, header};
@@ -79,7 +79,9 @@ impl Client {
             bail!("GET {path}: {status}: redirects are not followed");
         }
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            bail!("GET {path}: {status}: it needs a credential, and none is guessed");
+            bail!(
+                "GET {path}: {status}: it requires credentials, which are not supported over HTTP"
+            );
         }
         ensure!(status == StatusCode::OK, "GET {path}: {status}");
         if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING) {

@@ -111,7 +111,7 @@ impl Endpoint {
         };
         ensure!(
             holder == 0 || user.is_none_or(|user| user == holder),
-            "its listener is that of user {holder}, which must not receive the password"
+            "its listener belongs to user {holder}, who must not receive the password"
         );
         Ok(Connection::new(stream, listed, own.hold()))
     }

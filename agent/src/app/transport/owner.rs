@@ -37,7 +37,7 @@ pub fn holder(pid: u32, listeners: &BTreeMap<u64, u32>) -> Result<u32> {
     });
     ensure!(
         is_held,
-        "the listener belongs to another process than {pid}"
+        "the listener belongs to a process other than {pid}"
     );
     // Sockets of several users share a port only if they are bound to different devices.
     let mut users = listeners.values().copied();
@@ -194,8 +194,8 @@ fn names_of(path: &str) -> VecDeque<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Fails unless a unix socket on which `holder` once called listen(2), as `user`, is one of process `pid`. `None`: it is in another
-/// pid namespace.
+/// Fails unless a unix listener belongs to process `pid`, as far as can be known. `holder` is the process that called
+/// listen(2) on it, running as `user`; `None`: that process is in another pid namespace.
 pub fn check_unix(holder: Option<u32>, user: u32, pid: u32) -> Result<()> {
     let is_trusted = || user == 0 || users(pid).contains(&user);
     match holder {
@@ -254,7 +254,10 @@ mod tests {
             let user = holder(own, &listeners).unwrap();
             assert!(users(own).contains(&user), "{user}");
             let error = holder(parent_id(), &listeners).unwrap_err();
-            assert!(error.to_string().contains("another process"), "{error}");
+            assert!(
+                error.to_string().contains("a process other than"),
+                "{error}"
+            );
             // Bound to another device by a user with a lower number.
             let mut shared = listeners.clone();
             shared.insert(u64::MAX, user.wrapping_sub(1));

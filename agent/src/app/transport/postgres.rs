@@ -37,7 +37,7 @@ impl Client {
         let password = || {
             login.map(|login| login.text.as_str()).ok_or_else(|| {
                 LoginRefused(format!(
-                    "it asks the user {user} for a password, and none is guessed: set one in [[app.login]]"
+                    "it requires a password for user {user}: set one in [[app.login]]"
                 ))
             })
         };
@@ -65,7 +65,7 @@ impl Client {
                     let mut mechanisms = data.split(|byte| *byte == 0);
                     ensure!(
                         mechanisms.any(|name| name == MECHANISM.as_bytes()),
-                        "it asks the user {user} for a password in no way that is supported"
+                        "it offers user {user} no supported SASL mechanism: use SCRAM-SHA-256"
                     );
                     let begun = Login::new(password()?)?;
                     let first = begun.first();

@@ -185,7 +185,8 @@ async fn scan(client: &mut Client, asks: &[Ask], state: &mut State) -> Result<()
     Ok(())
 }
 
-/// The names of queues. Adds the number of further ones to `left_out`; one for those that follow in a set.
+/// The names of queues. Adds to `left_out` the number of names beyond the limit, and 1 for each set that was not read
+/// to its end.
 async fn queue_names(
     client: &mut Client,
     queues: &RedisQueues,

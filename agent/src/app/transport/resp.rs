@@ -120,7 +120,7 @@ impl Client {
             let reply = self.connection.message(&mut self.budget, parse).await?;
             if let Reply::Error(error) = &reply {
                 if error.starts_with("NOAUTH") {
-                    let why = "it needs a password, and none is guessed: set one in [[app.login]]";
+                    let why = "it requires a password: set one in [[app.login]]";
                     return Err(LoginRefused(why.to_owned()).into());
                 }
                 ensure!(
@@ -149,8 +149,9 @@ struct Parser {
     elements: usize,
     /// Memory of what was parsed, in elements.
     weight: usize,
-    /// What was parsed, and how much of the next line has no end.
+    /// Number of bytes parsed.
     at: usize,
+    /// Number of bytes after them that were searched for the end of the line.
     searched: usize,
 }
 

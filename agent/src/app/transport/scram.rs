@@ -90,7 +90,7 @@ impl Signature {
         let sent = BASE64_STANDARD.decode(sent)?;
         ensure!(
             sent == self.0,
-            "the server does not know the password: it is another one"
+            "the server did not prove that it knows the password: it may be an impostor"
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The services that are asked for the queues that they keep themselves: found, asked, proved, and what it costs.
+//! The services that are asked for their own queues: which were found, how each was asked and verified, and the cost.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ fn check(report: &AppReport) -> Check {
         )),
         (Some(endpoint), None) => {
             let mut how = format!(
-                "asked at {endpoint}, proved by {proof}: {} queues, {} every {}",
+                "asked at {endpoint}, verified by {proof}: {} queues, {} every {}",
                 count(*queues as u64),
                 duration(took.as_nanos() as u64),
                 duration(pace.as_nanos() as u64)
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(line.name, "queues inside redis-server (12), redis");
         assert_eq!(
             line.state.unwrap(),
-            "asked at 127.0.0.1:6379, proved by info.blocked_clients: 3 queues, 800 µs every 5.0 s, 1 not understood"
+            "asked at 127.0.0.1:6379, verified by info.blocked_clients: 3 queues, 800 µs every 5.0 s, 1 not understood"
         );
         let failed = AppReport {
             failure: Some("cannot connect".to_owned()),

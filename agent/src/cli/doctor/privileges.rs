@@ -57,7 +57,7 @@ pub(super) fn checks(held: &Held, signal: &Signal) -> Vec<Check> {
             required: false,
         },
         Check {
-            name: "end of a hung adapter process".into(),
+            name: "killing a hung adapter process".into(),
             state: kills(held),
             cost: "an adapter process that hangs is not replaced; the signals that it serves fail open",
             remedy: format!("{}; or run the agent as another user", to_add(&["KILL"])).into(),

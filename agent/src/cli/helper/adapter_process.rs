@@ -42,7 +42,7 @@ pub(super) struct AdapterProcess {
     /// invalid.
     text: String,
     child: State,
-    /// What follows `child` once no process is retired: of three processes, any could take over from any other.
+    /// Replaces `child`, but only once no process is retired: with three processes, any could take over from any other.
     next: Option<State>,
     /// The process that `child` replaces, or that is no longer wanted, and when it is killed.
     retired: Option<(Child, Instant)>,

@@ -82,7 +82,8 @@ impl Source {
                 Ok(_) => return Agent::start(directory).map(|agent| Self::Agent(Box::new(agent))),
                 Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                     return Err(Failure::kernel(anyhow!(
-                        "an agent runs, but {} may not be opened: run as root, or as a member of the agent's group",
+                        "an agent runs, but permission to open {} was denied: run as root, or as a member of the \
+                         agent's group",
                         path.display()
                     )));
                 }

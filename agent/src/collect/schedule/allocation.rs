@@ -90,7 +90,7 @@ impl Allocation {
         self.budget
     }
 
-    /// As after a long incident.
+    /// Uses up the saved CPU time, as a long incident does.
     #[cfg(test)]
     pub(super) fn spend_savings(&mut self) {
         self.governor.spend_savings();

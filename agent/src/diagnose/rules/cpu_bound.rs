@@ -22,7 +22,7 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::OnCpu, Activity::RunnableOwn],
 };
 
-/// The collector of the service's runtime has the CPU, and all its other threads are stopped meanwhile.
+/// The garbage collector of the service's runtime has the CPU, and all its other threads are stopped meanwhile.
 pub(super) const COLLECTING: Rule = Rule {
     cause: &CAUSE,
     name: "busy collecting garbage",
@@ -73,7 +73,7 @@ pub(super) const COLLECTING: Rule = Rule {
                 let finding = Finding::blaming(culprit, |who| {
                     if is_contradicted {
                         format!(
-                            "{who} is busy, and all other threads are stopped meanwhile, hardly to collect garbage: check for heap dumps and thread dumps (jcmd, jmap, a monitoring agent); -Xlog:safepoint shows why threads are stopped. More CPUs or threads do not help."
+                            "{who} is busy while all other threads are stopped, but the JVM's own counters show little garbage collection: check for heap dumps and thread dumps (jcmd, jmap, a monitoring agent); -Xlog:safepoint shows why threads are stopped. More CPUs or threads do not help."
                         )
                     } else {
                         format!(
@@ -101,7 +101,7 @@ struct Counted {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Agreement {
     Supports,
-    /// A collection was in progress when they were read, and most of the time may belong to it.
+    /// A garbage collection was in progress when the counters were read, and may account for most of the time.
     Open,
     Contradicts,
 }

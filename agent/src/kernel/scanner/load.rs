@@ -46,7 +46,7 @@ const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
 pub struct LoadOptions {
     /// Debug lines (see `kernel/log.rs`).
     pub log_bpf: bool,
-    /// The hooks of the watch tier (see `kernel/hooks.rs`). They are loaded, not attached.
+    /// The hooks that measure waits (see `kernel/hooks.rs`). They are loaded, not attached.
     pub hooks: bool,
 }
 
@@ -60,7 +60,8 @@ impl Scanner {
 
     /// Loads the object with the given offsets. The verifier rejects those that do not fit this kernel's types.
     ///
-    /// An old verifier may reject programs because of their log statements. If fewer programs load with them, they are left out.
+    /// An old verifier may reject programs because of their log statements. If fewer programs load with log statements
+    /// than without, the log statements are left out.
     pub fn load_with(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
         let options = LoadOptions {
             log_bpf,

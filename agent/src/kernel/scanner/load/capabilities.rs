@@ -38,7 +38,7 @@ pub struct Capabilities {
     pub epolls: Capability,
     /// Debug lines of the programs (`--log-bpf`).
     pub log: Capability,
-    /// The hooks of the watch tier. Without them waits are estimated from samples.
+    /// The hooks that measure waits. Without them waits are estimated from samples.
     pub hooks: Capability,
 }
 
