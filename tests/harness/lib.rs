@@ -16,6 +16,7 @@ pub mod cleanup;
 pub mod collector;
 pub mod container;
 pub mod envoy;
+pub mod exact_waits;
 pub mod exit_code;
 pub mod grpc;
 pub mod haproxy;

@@ -11,6 +11,7 @@ mod handover;
 mod haproxy;
 mod leaks;
 mod live_page;
+mod native_histograms;
 mod pages;
 mod probes;
 mod prometheus;

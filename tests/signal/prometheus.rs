@@ -42,6 +42,11 @@ pub struct Prometheus {
 impl Prometheus {
     /// Scrapes `metrics` every second, and evaluates our rules.
     pub fn start(metrics: SocketAddr) -> Result<Self> {
+        Self::with_features(metrics, &[])
+    }
+
+    /// The same with experimental features.
+    pub fn with_features(metrics: SocketAddr, features: &[&str]) -> Result<Self> {
         let temp = TempDir::new("prometheus")?;
         let web = ports::local(ports::free()?);
         let config = format!(
@@ -56,6 +61,9 @@ impl Prometheus {
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", data.display()))
             .arg(format!("--web.listen-address={web}"));
+        if !features.is_empty() {
+            command.arg(format!("--enable-feature={}", features.join(",")));
+        }
         let process = Process::start("Prometheus", &mut command)?;
         Ok(Self {
             process,
@@ -66,22 +74,37 @@ impl Prometheus {
 
     /// The series that a query returns now; none while Prometheus starts. An invalid query is an error.
     pub fn query(&self, query: &str) -> Result<Vec<Value>> {
+        let data = self.ask(&format!("query?query={}", encoded(query)))?;
+        let result = data["result"].as_array();
+        Ok(result.cloned().unwrap_or_default())
+    }
+
+    /// The exemplars of the selected series.
+    pub fn exemplars(&self, query: &str) -> Result<Vec<Value>> {
+        // From the beginning of time to the end of this century.
+        let time = "&start=0&end=4102444800";
+        let data = self.ask(&format!("query_exemplars?query={}{time}", encoded(query)))?;
+        let series = data.as_array().cloned().unwrap_or_default();
+        let exemplars = series.iter().filter_map(|one| one["exemplars"].as_array());
+        Ok(exemplars.flatten().cloned().collect())
+    }
+
+    fn ask(&self, query: &str) -> Result<Value> {
         self.process.check_running()?;
-        let path = format!("/api/v1/query?query={}", encoded(query));
+        let path = format!("/api/v1/{query}");
         let Ok(response) = http::get(self.web, &path, DEADLINE) else {
-            return Ok(Vec::new());
+            return Ok(Value::Null);
         };
         if response.status == 503 {
-            return Ok(Vec::new());
+            return Ok(Value::Null);
         }
-        let response: Value = serde_json::from_slice(&response.body)?;
+        let mut response: Value = serde_json::from_slice(&response.body)?;
         ensure!(
             response["status"] == "success",
             "Prometheus rejects {query}: {}",
             response["error"]
         );
-        let result = response["data"]["result"].as_array();
-        Ok(result.cloned().unwrap_or_default())
+        Ok(response["data"].take())
     }
 
     /// The value of the first series.

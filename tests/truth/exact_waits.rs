@@ -1,27 +1,22 @@
 //! The waits that hooks measure, compared with the clock of the program that waits.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Read as _, Write as _},
-    path::Path,
     process::{self, Command},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::{
-    fs::{CWD, FileType, Mode, mknodat},
-    process::Signal,
-};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tailback_tests::{
-    agent::{Agent, HOOKS, attached_hooks, binary, hooks_in_use, is_confined},
-    lines::unix_ns,
+    agent::{Agent, attached_hooks, binary, hooks_in_use, is_confined},
+    exact_waits::{diagnose, measured, wait_attached, write_times},
     needs,
-    process::{End, Process},
+    process::Process,
     program,
-    random::Random,
     temp::TempDir,
     wait,
 };
@@ -30,58 +25,10 @@ use crate::{DEADLINE, SUBJECT, alone};
 
 /// The hooks stay attached for 10 s after the last queue has recovered.
 const DETACH_DEADLINE: Duration = Duration::from_secs(60);
-/// Reads that are compared.
-const READS: usize = 400;
 /// Largest error: a share of the true value, and ns. The second covers what lies between the hook and the program's clock: the
 /// ways into and out of the system calls of reader and writer, 10 to 20 µs with cold caches.
 const MAX_ERROR: f64 = 0.05;
 const MAX_ERROR_NS: f64 = 100_000.0;
-
-/// Waits until an agent has attached its hooks, and measures.
-fn wait_attached(agent: &Process, attached: fn(u32) -> usize) -> Result<()> {
-    wait::until("the hooks to be attached", DEADLINE, || {
-        agent.check_running()?;
-        Ok((attached(agent.pid()) == HOOKS).then_some(()))
-    })
-}
-
-/// Starts `diagnose` with its hooks attached, about one process. It ends with [`exact_waits`].
-fn diagnose(pid: u32, directory: &TempDir) -> Result<Process> {
-    // The budget is raised so that other load does not detach them.
-    let config = directory
-        .write("tailback.toml", "hook_budget = 0.5\n")
-        .context("write the configuration")?;
-    let mut command = Command::new(binary()?);
-    command.args(["diagnose", "--json", "--tier", "watch", "--for", "10min"]);
-    command.args(["--pid", &pid.to_string(), "--config"]);
-    let agent = Process::start("tailback", command.arg(&config))?;
-    wait_attached(&agent, attached_hooks)?;
-    Ok(agent)
-}
-
-/// Ends `diagnose`. Returns the waits of this process that it has measured.
-fn exact_waits(agent: &Process, pid: u32) -> Result<Vec<Value>> {
-    ensure!(
-        attached_hooks(agent.pid()) == HOOKS,
-        "the hooks were detached before the end: {:?}",
-        agent.lines().all()
-    );
-    // So that the second in which the last waits ended is read.
-    thread::sleep(Duration::from_secs(2));
-    agent.signal(Signal::INT)?;
-    let end = agent.wait_end(DEADLINE)?;
-    agent.lines().wait_end(DEADLINE)?;
-    let lines = agent.lines().all();
-    ensure!(
-        end == End::Code(0),
-        "tailback ended with {end:?}: {lines:?}"
-    );
-    let values = lines
-        .iter()
-        .filter_map(|line| serde_json::from_str(&line.text).ok());
-    let is_wait = |value: &Value| value["type"] == "exact_wait" && value["tgid"] == pid;
-    Ok(values.filter(is_wait).collect())
-}
 
 /// Whether this kernel accepts the hooks, according to `doctor`; if not, why.
 fn are_available() -> Result<Result<(), String>> {
@@ -122,17 +69,6 @@ fn pinned(program: &str, nice: &str) -> Result<Command> {
         .arg(program::need(&["nice"])?)
         .args(["-n", nice, program]);
     Ok(command)
-}
-
-/// Writes the time into the FIFO again and again, so that each read blocks for 2 to 10 ms. A `Random` decides.
-fn write_times(to: &Path) -> Result<()> {
-    let mut fifo = File::options().write(true).open(to)?;
-    let mut random = Random::new(7);
-    for _ in 0..READS {
-        thread::sleep(Duration::from_micros(2_000 + random.below(8_000) as u64));
-        fifo.write_all(&unix_ns().to_le_bytes())?;
-    }
-    Ok(())
 }
 
 /// Dispatches of the first thread of a process, and how long it waited for a CPU, ns, by the kernel's own account.
@@ -184,7 +120,7 @@ fn compare_with_the_programs_clock() -> Result<()> {
     let (dispatches_before, delay_before_ns) = schedstat(reader.pid())?;
     write_times(&fifo)?;
     let times = reader.wait_line("times ", DEADLINE)?.text;
-    let waits = exact_waits(&agent, reader.pid())?;
+    let waits = measured(&agent, reader.pid())?;
     let (dispatches, delay_ns) = schedstat(reader.pid())?;
 
     let numbers = times.split_whitespace().skip(1).map(str::parse::<f64>);
@@ -306,7 +242,7 @@ fn waits_on_more_descriptors_than_fit_are_counted_without_their_object() -> Resu
             }
             Ok(agent)
         })?;
-        let waits = exact_waits(&agent, process::id())?;
+        let waits = measured(&agent, process::id())?;
         let reads = || waits.iter().filter(|wait| wait["call"] == "read");
         let count = |wait: &Value| wait["count"].as_u64().unwrap_or(0);
         let (with, without): (Vec<_>, Vec<_>) = reads().partition(|wait| wait["object"].is_u64());
@@ -341,7 +277,7 @@ fn a_service_that_forks_all_the_time_is_measured() -> Result<()> {
     let agent = diagnose(forking.pid(), &directory)?;
     thread::sleep(Duration::from_secs(5));
     forking.check_running()?;
-    let waits = exact_waits(&agent, forking.pid())?;
+    let waits = measured(&agent, forking.pid())?;
     let counts = waits.iter().filter_map(|wait| wait["count"].as_u64());
     let count: u64 = counts.sum();
     ensure!(count > 0, "nothing was measured");

@@ -23,13 +23,20 @@ const MAX_REPLY_BYTES: u64 = 64 << 20;
 /// Sends a request (`status`, `metrics`) to the agent and returns its reply.
 pub async fn ask(directory: &Path, what: &str) -> Result<String> {
     let (reader, _writer) = send(directory, SOCKET, &json!({"ask": what})).await?;
+    read_text(reader).await
+}
+
+/// Asks the agent for its metrics as protobuf messages.
+pub async fn ask_metrics_as_protobuf(directory: &Path) -> Result<Vec<u8>> {
+    let request = json!({"ask": "metrics", "format": "protobuf"});
+    let (reader, _writer) = send(directory, SOCKET, &request).await?;
     read(reader).await
 }
 
 /// Asks the adapter process for its status, on its own socket, and returns the text of its reply.
 pub async fn ask_adapter_process(directory: &Path) -> Result<String> {
     let (reader, _writer) = send(directory, ADAPTERS_SOCKET, &json!({"ask": "status"})).await?;
-    read(reader).await
+    read_text(reader).await
 }
 
 /// Returns the status of the agent.
@@ -92,18 +99,18 @@ async fn send(
         .with_context(|| format!("cannot connect to {}", path.display()))
 }
 
-async fn read(reader: OwnedReadHalf) -> Result<String> {
-    let mut text = String::new();
-    match timeout(
-        TIMEOUT,
-        reader.take(MAX_REPLY_BYTES).read_to_string(&mut text),
-    )
-    .await
-    {
-        Ok(Ok(_)) if text.starts_with("{\"type\":\"error\"") => {
-            bail!("error reply: {}", text.trim())
+async fn read_text(reader: OwnedReadHalf) -> Result<String> {
+    String::from_utf8(read(reader).await?).context("cannot read the reply")
+}
+
+async fn read(reader: OwnedReadHalf) -> Result<Vec<u8>> {
+    let mut reply = Vec::new();
+    let mut reader = reader.take(MAX_REPLY_BYTES);
+    match timeout(TIMEOUT, reader.read_to_end(&mut reply)).await {
+        Ok(Ok(_)) if reply.starts_with(b"{\"type\":\"error\"") => {
+            bail!("error reply: {}", String::from_utf8_lossy(&reply).trim())
         }
-        Ok(Ok(_)) if !text.is_empty() => Ok(text),
+        Ok(Ok(_)) if !reply.is_empty() => Ok(reply),
         Ok(Ok(_)) => bail!("connection closed without a reply"),
         Ok(Err(error)) => Err(error).context("cannot read the reply"),
         Err(_) => bail!("no reply within {} s: hung or stopped", TIMEOUT.as_secs()),

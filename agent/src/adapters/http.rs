@@ -3,7 +3,7 @@
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{
-    Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
 };
 use http_body_util::{Either, Full, channel::Channel};
@@ -18,8 +18,9 @@ use super::{
     Shared, agent,
     hosts::Hosts,
     listen::{Endpoint, Slot, Slots},
-    live as live_page,
+    live as live_page, metrics_format,
 };
+use crate::signal::exposition::{self, Exposition};
 
 /// Concurrent connections.
 const MAX_CONNECTIONS: usize = 256;
@@ -116,7 +117,7 @@ async fn answer(
         "/ready" => ("/ready", ready(shared, target.as_deref())),
         "/livez" => ("/livez", live(shared)),
         "/readyz" => ("/readyz", publishing(shared, target.as_deref()).await),
-        "/metrics" => ("/metrics", metrics(shared).await),
+        "/metrics" => ("/metrics", metrics(shared, request.headers()).await),
         "/status" => ("/status", status(shared).await),
         "/events" => (
             "/events",
@@ -293,22 +294,25 @@ async fn publishing(shared: &Shared, target: Option<&str>) -> Response<Body> {
 }
 
 /// The metrics of the agent, if it runs, and of the adapters.
-async fn metrics(shared: &Shared) -> Response<Body> {
-    let of_agent = agent::ask(&shared.pages.directory, "metrics").await;
-    let agent_runs = of_agent.is_ok();
-    let text = match of_agent {
-        Ok(text) => text,
-        Err(_) => {
-            let mut text = String::new();
-            crate::signal::metrics::agent_up(&mut text, false);
-            text
-        }
-    };
-    typed(
-        StatusCode::OK,
-        "text/plain; version=0.0.4; charset=utf-8",
-        text + &shared.metrics(agent_runs),
-    )
+async fn metrics(shared: &Shared, headers: &HeaderMap) -> Response<Body> {
+    let directory = &shared.pages.directory;
+    if metrics_format::is_protobuf(headers) {
+        let of_agent = agent::ask_metrics_as_protobuf(directory).await;
+        let own = shared.metrics(of_agent.is_ok()).protobuf();
+        let mut messages = of_agent.unwrap_or_else(|_| agent_down().protobuf());
+        messages.extend(own);
+        return typed(StatusCode::OK, exposition::PROTOBUF, messages);
+    }
+    let of_agent = agent::ask(directory, "metrics").await;
+    let own = shared.metrics(of_agent.is_ok()).text();
+    let text = of_agent.unwrap_or_else(|_| agent_down().text());
+    typed(StatusCode::OK, exposition::TEXT, text + &own)
+}
+
+fn agent_down() -> Exposition {
+    let mut all = Exposition::default();
+    crate::signal::metrics::agent_up(&mut all, false);
+    all
 }
 
 async fn status(shared: &Shared) -> Response<Body> {

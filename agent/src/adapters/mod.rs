@@ -23,6 +23,7 @@ mod http;
 mod keda;
 mod listen;
 mod live;
+mod metrics_format;
 mod orca;
 mod page_cache;
 mod pressure_socket;
@@ -64,7 +65,7 @@ use crate::{
     },
     signal::{
         directory::{ADAPTERS_SOCKET, Directory},
-        metrics,
+        exposition::{Exposition, Type},
         names::directory_of,
         stream,
     },
@@ -172,62 +173,62 @@ impl Shared {
         warnings
     }
 
-    fn metrics(&self, agent_runs: bool) -> String {
+    fn metrics(&self, agent_runs: bool) -> Exposition {
         /// Name, type, help, value.
         type Family = (
             &'static str,
-            &'static str,
+            Type,
             &'static str,
             fn(&Shared, &AdapterStats, bool) -> u64,
         );
         const FAMILIES: [Family; 6] = [
             (
                 "tailback_adapter_replies_total",
-                "counter",
+                Type::Counter,
                 "Replies sent by the adapter.",
                 |_, stats, _| stats.replies(),
             ),
             (
                 "tailback_adapter_connections",
-                "gauge",
+                Type::Gauge,
                 "Clients connected to the adapter.",
                 |_, stats, _| stats.connections(),
             ),
             (
                 "tailback_adapter_rejected_total",
-                "counter",
+                Type::Counter,
                 "Clients rejected because there were too many, and pressure socket notifications that a client did not read.",
                 |_, stats, _| stats.rejections(),
             ),
             (
                 "tailback_adapter_closed_total",
-                "counter",
+                Type::Counter,
                 "Connections closed to make room for others, or because the client sent no request or did not read.",
                 |_, stats, _| stats.closed_connections(),
             ),
             (
                 "tailback_adapter_failed",
-                "gauge",
+                Type::Gauge,
                 "1 while the adapter cannot listen or write its file, else 0.",
                 |_, stats, _| stats.failures(),
             ),
             (
                 "tailback_adapter_warnings",
-                "gauge",
+                Type::Gauge,
                 "Warnings about the adapter: its service does not exist or is not unique, or a consumer cannot act on the signal.",
                 |shared, stats, agent_runs| shared.warnings(stats, agent_runs).len() as u64,
             ),
         ];
-        let mut text = String::new();
+        let mut all = Exposition::default();
         for (name, kind, help, value) in FAMILIES {
-            metrics::head(&mut text, name, kind, help);
+            let family = all.family(name, kind, help);
             for adapter in &self.adapters {
-                let (kind, at) = (adapter.kind, metrics::escaped(&adapter.at));
                 let value = value(self, adapter, agent_runs);
-                text += &format!("{name}{{adapter=\"{kind}\",at=\"{at}\"}} {value}\n");
+                let labels = [("adapter", adapter.kind), ("at", &adapter.at)];
+                family.add(&labels, value as f64);
             }
         }
-        text
+        all
     }
 }
 
@@ -502,7 +503,10 @@ mod tests {
 
     #[test]
     fn the_metrics_are_those_of_the_documentation() {
-        metrics::reference::assert_documented(&["Adapters"], &shared().metrics(true));
+        crate::signal::metrics::reference::assert_documented(
+            &["Adapters"],
+            &shared().metrics(true).text(),
+        );
     }
 
     /// No page of it is published: of the three adapters one has a warning of its consumer, too.
@@ -510,7 +514,7 @@ mod tests {
     fn a_service_that_does_not_exist_counts_as_a_warning_while_an_agent_runs() {
         let shared = shared();
         let warnings = |agent_runs| {
-            let text = shared.metrics(agent_runs);
+            let text = shared.metrics(agent_runs).text();
             let lines = text.lines();
             let lines = lines.filter(|line| line.starts_with("tailback_adapter_warnings{"));
             lines

@@ -1,14 +1,16 @@
 //! Exact waits of threads as histograms for metrics, and what the hooks that measure them cost.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::metrics::{escaped, head};
+use prost_types::Timestamp;
+
+use super::{
+    exposition::{Exemplar, Exposition, Type, label_pairs},
+    histogram::Histogram,
+};
 use crate::{
     queue::syscalls,
-    sample::{Architecture, Distribution, ExactWait, ExactWaitKind, HookReport, TargetId},
+    sample::{Architecture, ExactWait, ExactWaitKind, HookReport, TargetId, WorstWait},
 };
 
 /// Upper bounds of the buckets, seconds.
@@ -24,6 +26,10 @@ const MAX_SERIES_OF_TARGET: usize = 64;
 const OTHER_CALLS: &str = "other";
 /// Nanoseconds per second.
 const SECOND: f64 = 1e9;
+/// How long an exemplar is kept for longer waits, seconds: Prometheus scrapes as often or more often.
+const EXEMPLAR_KEPT_S: i64 = 15;
+/// Characters of a thread's name in an exemplar, whose labels Prometheus limits to 128. A name has 15; escaped, it may have more.
+const MAX_NAME_CHARS: usize = 32;
 
 /// The state of the hooks, and the waits since the agent's start.
 #[derive(Debug, Default)]
@@ -43,18 +49,13 @@ struct Series {
     call: String,
 }
 
-#[derive(Debug, Default)]
-struct Histogram {
-    /// Waits per bucket; the last one is beyond all bounds.
-    counts: [u64; BOUNDS.len() + 1],
-    sum_s: f64,
-}
-
 impl ExactWaits {
-    /// Adds what was measured since the last report. Services that are gone are forgotten.
+    /// Adds what was measured since the last report, until this CLOCK_MONOTONIC and Unix time, ns. Services that are gone are
+    /// forgotten.
     pub(super) fn add(
         &mut self,
         report: &HookReport,
+        at: (u64, u64),
         architecture: Architecture,
         targets: &BTreeSet<TargetId>,
     ) {
@@ -65,14 +66,15 @@ impl ExactWaits {
             if wait.call.is_some() && !self.of.contains_key(&series) && is_full() {
                 OTHER_CALLS.clone_into(&mut series.call);
             }
-            if let Some(known) = self.of.get_mut(&series) {
-                known.add(&wait.distribution);
-            } else if self.of.len() < MAX_SERIES {
-                let mut histogram = Histogram::default();
-                histogram.add(&wait.distribution);
-                self.of.insert(series, histogram);
-            } else {
+            if !self.of.contains_key(&series) && self.of.len() >= MAX_SERIES {
                 self.omitted = self.omitted.saturating_add(wait.distribution.count);
+                continue;
+            }
+            let histogram = self.of.entry(series);
+            let histogram = histogram.or_insert_with(|| Histogram::new(&BOUNDS));
+            histogram.add(&wait.distribution);
+            if let Some(worst) = &wait.worst {
+                keep_longest(histogram, exemplar(worst, at));
             }
         }
         self.report = Some(HookReport {
@@ -95,13 +97,11 @@ impl ExactWaits {
     }
 
     /// All metrics of the hooks; none in the glance tier. `name` is that of a service.
-    pub(super) fn render(&self, text: &mut String, name: impl Fn(TargetId) -> Option<String>) {
+    pub(super) fn render(&self, all: &mut Exposition, name: impl Fn(TargetId) -> Option<String>) {
         let Some(report) = &self.report else { return };
-        const CPU: &str = "tailback_run_queue_wait_seconds";
-        head(
-            text,
-            CPU,
-            "histogram",
+        let family = all.family(
+            "tailback_run_queue_wait_seconds",
+            Type::Histogram,
             "Time that runnable threads waited for a CPU, measured by hooks.",
         );
         for (series, histogram) in &self.of {
@@ -111,15 +111,13 @@ impl ExactWaits {
                 _ => continue,
             };
             if let Some(target) = name(series.target) {
-                let labels = format!("target=\"{}\",after=\"{after}\"", escaped(&target));
-                histogram.render(text, CPU, &labels);
+                let labels = [("target", &*target), ("after", after)];
+                family.add_histogram(&labels, histogram.exposed());
             }
         }
-        const BLOCKED: &str = "tailback_blocked_seconds";
-        head(
-            text,
-            BLOCKED,
-            "histogram",
+        let family = all.family(
+            "tailback_blocked_seconds",
+            Type::Histogram,
             "Time that threads were blocked in system calls, measured by hooks.",
         );
         for (series, histogram) in &self.of {
@@ -129,19 +127,15 @@ impl ExactWaits {
                 _ => continue,
             };
             if let Some(target) = name(series.target) {
-                let (target, call) = (escaped(&target), escaped(&series.call));
-                let labels = format!("target=\"{target}\",call=\"{call}\",io=\"{io}\"");
-                histogram.render(text, BLOCKED, &labels);
+                let labels = [("target", &*target), ("call", &series.call), ("io", io)];
+                family.add_histogram(&labels, histogram.exposed());
             }
         }
-        self.of_hooks(text, report);
+        self.of_hooks(all, report);
     }
 
-    fn of_hooks(&self, text: &mut String, report: &HookReport) {
-        let mut one = |name: &str, help: &str, value: f64| {
-            head(text, name, "gauge", help);
-            let _ = writeln!(text, "{name} {value}");
-        };
+    fn of_hooks(&self, all: &mut Exposition, report: &HookReport) {
+        let mut one = |name: &str, help: &str, value: f64| all.one(name, Type::Gauge, help, value);
         one(
             "tailback_hooks_attached",
             "1 while hooks are attached, else 0.",
@@ -162,37 +156,65 @@ impl ExactWaits {
             "The fraction that the hooks may take.",
             report.budget,
         );
-        const RUNS: &str = "tailback_hook_runs_total";
-        head(text, RUNS, "counter", "Runs of each hook.");
+        let runs = "tailback_hook_runs_total";
+        let family = all.family(runs, Type::Counter, "Runs of each hook.");
         for hook in &report.hooks {
-            let _ = writeln!(
-                text,
-                "{RUNS}{{hook=\"{}\"}} {}",
-                escaped(&hook.name),
-                hook.runs
-            );
+            family.add(&[("hook", &hook.name)], hook.runs as f64);
         }
-        const TIME: &str = "tailback_hook_cpu_seconds_total";
-        head(text, TIME, "counter", "CPU time of each hook.");
+        let time = "tailback_hook_cpu_seconds_total";
+        let family = all.family(time, Type::Counter, "CPU time of each hook.");
         for hook in &report.hooks {
-            let seconds = hook.cpu_ns as f64 / SECOND;
-            let _ = writeln!(text, "{TIME}{{hook=\"{}\"}} {seconds}", escaped(&hook.name));
+            family.add(&[("hook", &hook.name)], hook.cpu_ns as f64 / SECOND);
         }
-        const LOST: &str = "tailback_hook_lost_total";
-        head(text, LOST, "counter", "What the hooks did not measure.");
+        let lost = "tailback_hook_lost_total";
+        let family = all.family(lost, Type::Counter, "What the hooks did not measure.");
         for loss in &report.lost {
-            let _ = writeln!(
-                text,
-                "{LOST}{{reason=\"{}\"}} {}",
-                escaped(&loss.reason),
-                loss.count
-            );
+            family.add(&[("reason", &loss.reason)], loss.count as f64);
         }
-        let _ = writeln!(
-            text,
-            "{LOST}{{reason=\"too_many_series\"}} {}",
-            self.omitted
-        );
+        family.add(&[("reason", "too_many_series")], self.omitted as f64);
+    }
+}
+
+/// The longest wait of an interval as an exemplar, with the thread that had the CPU or ended the wait. `at`: CLOCK_MONOTONIC and Unix
+/// time, ns.
+fn exemplar(worst: &WorstWait, (mono_ns, unix_ns): (u64, u64)) -> Exemplar {
+    let mut labels = vec![("tid", worst.tid.to_string())];
+    let shown = |comm: &str| comm.chars().take(MAX_NAME_CHARS).collect::<String>();
+    if let Some(culprit) = &worst.culprit {
+        let seconds = worst.culprit_ns as f64 / SECOND;
+        labels.push(("culprit", shown(&culprit.comm)));
+        labels.push(("culprit_tid", culprit.tid.to_string()));
+        labels.push(("culprit_seconds", format!("{seconds:.6}")));
+    } else if let Some(waker) = &worst.waker {
+        labels.push(("waker", shown(&waker.comm)));
+        labels.push(("waker_tid", waker.tid.to_string()));
+    }
+    let labels: Vec<(&str, &str)> = labels
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let at_ns = unix_ns
+        .saturating_add(worst.mono_ns)
+        .saturating_sub(mono_ns);
+    Exemplar {
+        label: label_pairs(&labels),
+        value: worst.wait_ns as f64 / SECOND,
+        timestamp: Some(Timestamp {
+            seconds: i64::try_from(at_ns / 1_000_000_000).unwrap_or(i64::MAX),
+            nanos: (at_ns % 1_000_000_000) as i32,
+        }),
+    }
+}
+
+/// Replaces the exemplar by a longer wait, or once it is old.
+fn keep_longest(histogram: &mut Histogram, new: Exemplar) {
+    let seconds = |of: &Exemplar| of.timestamp.map_or(0, |at| at.seconds);
+    let is_kept = histogram.exemplar().is_some_and(|known| {
+        let age_s = seconds(&new).saturating_sub(seconds(known));
+        known.value >= new.value && age_s < EXEMPLAR_KEPT_S
+    });
+    if !is_kept {
+        histogram.set_exemplar(Some(new));
     }
 }
 
@@ -208,32 +230,10 @@ fn series(wait: &ExactWait, architecture: Architecture) -> Series {
     }
 }
 
-impl Histogram {
-    fn add(&mut self, waits: &Distribution) {
-        for (wait_ns, count) in &waits.waits {
-            let seconds = *wait_ns as f64 / SECOND;
-            let bucket = BOUNDS.iter().position(|bound| seconds <= *bound);
-            let sum = &mut self.counts[bucket.unwrap_or(BOUNDS.len())];
-            *sum = sum.saturating_add(*count);
-        }
-        self.sum_s += waits.total_ns as f64 / SECOND;
-    }
-
-    fn render(&self, text: &mut String, name: &str, labels: &str) {
-        let mut all = 0;
-        let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(self.counts) {
-            all = count.saturating_add(all);
-            let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {all}");
-        }
-        let _ = writeln!(text, "{name}_sum{{{labels}}} {}", self.sum_s);
-        let _ = writeln!(text, "{name}_count{{{labels}}} {all}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{Distribution, WaitParty};
 
     fn report(kind: ExactWaitKind, call: Option<u16>, waits: &[(u64, u64)]) -> HookReport {
         HookReport {
@@ -259,12 +259,12 @@ mod tests {
         let architecture = Architecture::X86_64;
         for waits in [&[(20_000, 3)][..], &[(3_000_000, 1), (20_000_000_000, 1)]] {
             let report = report(ExactWaitKind::Woken, None, waits);
-            exact.add(&report, architecture, &[1].into());
+            exact.add(&report, (0, 0), architecture, &[1].into());
         }
         let render = |exact: &ExactWaits| {
-            let mut text = String::new();
-            exact.render(&mut text, |_| Some("shop".to_owned()));
-            text
+            let mut all = Exposition::default();
+            exact.render(&mut all, |_| Some("shop".to_owned()));
+            all.text()
         };
         let text = render(&exact);
         let labels = "target=\"shop\",after=\"wakeup\"";
@@ -276,10 +276,11 @@ mod tests {
             assert!(text.lines().any(|it| it == line), "{line} in {text}");
         }
         let blocked = report(ExactWaitKind::BlockedIo, Some(0), &[(1_000, 1)]);
-        exact.add(&blocked, architecture, &[1].into());
+        exact.add(&blocked, (0, 0), architecture, &[1].into());
         let line = "tailback_blocked_seconds_count{target=\"shop\",call=\"read\",io=\"true\"} 1";
         assert!(render(&exact).contains(line), "{}", render(&exact));
-        exact.add(&HookReport::default(), architecture, &BTreeSet::new());
+        let none = BTreeSet::new();
+        exact.add(&HookReport::default(), (0, 0), architecture, &none);
         assert!(!render(&exact).contains("shop"), "{}", render(&exact));
     }
 
@@ -289,11 +290,12 @@ mod tests {
         let architecture = Architecture::X86_64;
         for call in 0..500 {
             let report = report(ExactWaitKind::Blocked, Some(call), &[(1_000, 1)]);
-            exact.add(&report, architecture, &[1].into());
+            exact.add(&report, (0, 0), architecture, &[1].into());
         }
         assert_eq!(exact.of_target(1), MAX_SERIES_OF_TARGET + 1);
-        let mut text = String::new();
-        exact.render(&mut text, |_| Some("shop".to_owned()));
+        let mut all = Exposition::default();
+        exact.render(&mut all, |_| Some("shop".to_owned()));
+        let text = all.text();
         let others = 500 - MAX_SERIES_OF_TARGET;
         let line = format!(
             "tailback_blocked_seconds_count{{target=\"shop\",call=\"other\",io=\"false\"}} {others}"
@@ -304,8 +306,46 @@ mod tests {
 
     #[test]
     fn without_hooks_there_is_no_metric() {
-        let mut text = String::new();
-        ExactWaits::default().render(&mut text, |_| None);
-        assert_eq!(text, "");
+        let mut all = Exposition::default();
+        ExactWaits::default().render(&mut all, |_| None);
+        assert_eq!(all.text(), "");
+    }
+
+    #[test]
+    fn the_longest_wait_of_late_is_kept_with_its_culprit_within_the_limit_of_prometheus() {
+        let second = 1_000_000_000;
+        let worst = |at_s: u64, wait_ns: u64| WorstWait {
+            wait_ns,
+            mono_ns: at_s * second,
+            tid: u32::MAX,
+            culprit: Some(WaitParty {
+                tgid: u32::MAX,
+                tid: u32::MAX,
+                comm: "\\x1b".repeat(15),
+            }),
+            culprit_ns: u64::MAX,
+            ..WorstWait::default()
+        };
+        let mut histogram = Histogram::new(&BOUNDS);
+        let mut longest_after = |at_s, wait_ns| {
+            // The Unix time is 1,000 s ahead of CLOCK_MONOTONIC; the report comes half a second after the wait.
+            let at = (
+                at_s * second + second / 2,
+                (1_000 + at_s) * second + second / 2,
+            );
+            keep_longest(&mut histogram, exemplar(&worst(at_s, wait_ns), at));
+            let exemplar = histogram.exemplar().unwrap();
+            (exemplar.timestamp.unwrap().seconds, exemplar.value)
+        };
+        assert_eq!(longest_after(1, 5_000_000), (1_001, 0.005));
+        assert_eq!(longest_after(2, 4_000_000), (1_001, 0.005), "shorter");
+        assert_eq!(longest_after(3, 6_000_000), (1_003, 0.006));
+        assert_eq!(longest_after(18, 1_000_000), (1_018, 0.001), "old");
+        let labels = &histogram.exemplar().unwrap().label;
+        let chars = labels
+            .iter()
+            .map(|label| label.name.len() + label.value.chars().count());
+        assert!(chars.sum::<usize>() <= 128, "{labels:?}");
+        assert_eq!(labels[1].name, "culprit");
     }
 }

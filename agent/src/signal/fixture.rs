@@ -131,7 +131,7 @@ pub(super) fn state() -> SharedState {
     let targets = [pressures[0].target.id].into();
     state
         .exact_waits()
-        .add(&hooks(), Architecture::X86_64, &targets);
+        .add(&hooks(), (0, 0), Architecture::X86_64, &targets);
     state.set(Snapshot {
         until_ns: u64::MAX,
         pressures: Arc::new(pressures),

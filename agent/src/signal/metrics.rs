@@ -1,13 +1,10 @@
-//! Metrics of the services, queues, controllers and the agent in the Prometheus text format.
+//! Metrics of the services, queues, controllers and the agent.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use super::{
     controller::ControllerState,
+    exposition::{Exposition, Type},
     state::{SharedState, Snapshot},
     wait_histograms::WaitHistograms,
 };
@@ -22,12 +19,7 @@ use crate::{
 const MAX_QUEUES: usize = 2_000;
 
 /// A metric family: name, type, help text, and where the value comes from.
-type Family<T> = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&T) -> Option<f64>,
-);
+type Family<T> = (&'static str, Type, &'static str, fn(&T) -> Option<f64>);
 
 /// Nanoseconds per second.
 const SECOND: f64 = 1e9;
@@ -35,43 +27,43 @@ const SECOND: f64 = 1e9;
 const OF_CONTROLLERS: &[Family<ControllerState>] = &[
     (
         "tailback_controller_admit_ratio",
-        "gauge",
+        Type::Gauge,
         "Share of new work to admit for this queue, 0.05 to 1.",
         |state| Some(state.admit_ratio),
     ),
     (
         "tailback_controller_equilibrium_admit_ratio",
-        "gauge",
+        Type::Gauge,
         "Admit ratio at which arrivals equal departures; absent until departures were observed under load.",
         |state| state.equilibrium_admit_ratio,
     ),
     (
         "tailback_controller_utilization_ratio",
-        "gauge",
+        Type::Gauge,
         "Recent utilization of the busiest worker group, event loop or CPU set of the service.",
         |state| state.utilization,
     ),
     (
         "tailback_controller_overload_utilization_ratio",
-        "gauge",
+        Type::Gauge,
         "Mean utilization while work was waiting.",
         |state| state.overload_utilization,
     ),
     (
         "tailback_controller_target_delay_seconds",
-        "gauge",
+        Type::Gauge,
         "Standing delay that the controller accepts.",
         |state| Some(state.target_delay_ns as f64 / SECOND),
     ),
     (
         "tailback_controller_standing_delay_seconds",
-        "gauge",
+        Type::Gauge,
         "Minimum delay over the last decisions; 0 until it has persisted long enough.",
         |state| Some(state.standing_delay_ns as f64 / SECOND),
     ),
     (
         "tailback_controller_max_queue_wait_seconds",
-        "gauge",
+        Type::Gauge,
         "Longest queue wait that the controller accepts under overload.",
         |state| Some(state.max_queue_wait_ns as f64 / SECOND),
     ),
@@ -80,19 +72,19 @@ const OF_CONTROLLERS: &[Family<ControllerState>] = &[
 const OF_QUEUES: &[Family<Gauge>] = &[
     (
         "tailback_queue_depth",
-        "gauge",
+        Type::Gauge,
         "Items in the queue, in the unit of its kind.",
         |gauge| Some(gauge.depth as f64),
     ),
     (
         "tailback_queue_limit",
-        "gauge",
+        Type::Gauge,
         "Capacity of the queue, in the unit of its kind.",
         |gauge| gauge.limit.map(|limit| limit as f64),
     ),
     (
         "tailback_queue_fill_ratio",
-        "gauge",
+        Type::Gauge,
         "Depth divided by limit.",
         |gauge| {
             gauge
@@ -103,79 +95,79 @@ const OF_QUEUES: &[Family<Gauge>] = &[
     ),
     (
         "tailback_queue_oldest_age_seconds",
-        "gauge",
+        Type::Gauge,
         "Age of the oldest item waiting.",
         |gauge| gauge.oldest_age_ns.map(|ns| ns as f64 / SECOND),
     ),
     (
         "tailback_queue_standing_delay_seconds",
-        "gauge",
+        Type::Gauge,
         "Standing delay: the minimum delay over the detection window.",
         |gauge| Some(gauge.standing_delay_ns as f64 / SECOND),
     ),
     (
         "tailback_queue_arrivals_total",
-        "counter",
+        Type::Counter,
         "Arrivals since the queue was first observed.",
         |gauge| Some(gauge.arrivals as f64),
     ),
     (
         "tailback_queue_departures_total",
-        "counter",
+        Type::Counter,
         "Departures since the queue was first observed.",
         |gauge| Some(gauge.departures as f64),
     ),
     (
         "tailback_queue_losses_total",
-        "counter",
+        Type::Counter,
         "Losses since the queue was first observed.",
         |gauge| Some(gauge.losses as f64),
     ),
     (
         "tailback_queue_score",
-        "gauge",
+        Type::Gauge,
         "Score of the queue: 1 is saturated; may exceed 1.",
         |gauge| Some(gauge.score),
     ),
     (
         "tailback_queue_level",
-        "gauge",
+        Type::Gauge,
         "Level of the queue: 0 ok, 1 warn, 2 critical, 3 full.",
         |gauge| Some(f64::from(gauge.level as u8)),
     ),
     (
         "tailback_queue_time_to_full_seconds",
-        "gauge",
+        Type::Gauge,
         "Forecast time until the queue is full; absent if it is not filling.",
         |gauge| gauge.time_to_full_ns.map(|ns| ns as f64 / SECOND),
     ),
 ];
 
 /// All metrics.
-pub fn render(state: &SharedState) -> String {
+pub fn render(state: &SharedState) -> Exposition {
     let snapshot = state.snapshot();
-    let mut text = String::new();
-    of_targets(&mut text, &snapshot);
-    info_of_targets(&mut text, &snapshot);
-    of_queues(&mut text, &snapshot, &state.waits());
-    of_controllers(&mut text, &snapshot);
-    of_agent(&mut text, state, &snapshot);
+    let mut all = Exposition::default();
+    of_targets(&mut all, &snapshot);
+    info_of_targets(&mut all, &snapshot);
+    of_queues(&mut all, &snapshot, &state.waits());
+    of_controllers(&mut all, &snapshot);
+    of_agent(&mut all, state, &snapshot);
     let services = snapshot.pressures.iter().zip(snapshot.names.iter());
     let names: BTreeMap<TargetId, &String> = services
         .map(|(pressure, name)| (pressure.target.id, name))
         .collect();
     let name = |target| names.get(&target).map(|name| (*name).clone());
-    state.exact_waits().render(&mut text, name);
-    text
+    state.exact_waits().render(&mut all, name);
+    all
 }
 
-fn of_targets(text: &mut String, snapshot: &Snapshot) {
+fn of_targets(all: &mut Exposition, snapshot: &Snapshot) {
     // An unknown value is absent.
     let mut family_of_some = |name: &str, help: &str, value: &dyn Fn(usize) -> Option<f64>| {
-        head(text, name, "gauge", help);
+        let family = all.family(name, Type::Gauge, help);
         for (index, target) in snapshot.names.iter().enumerate() {
             if let Some(value) = value(index) {
-                let _ = writeln!(text, "{name}{{target=\"{}\"}} {value}", escaped(target));
+                family.add(&[("target", target)], value);
             }
         }
     };
@@ -226,12 +218,10 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
 }
 
 /// What the node knows of where each service runs. A service has no other labels, so these are joined by `target`.
-fn info_of_targets(text: &mut String, snapshot: &Snapshot) {
-    const INFO: &str = "tailback_target_info";
-    head(
-        text,
-        INFO,
-        "gauge",
+fn info_of_targets(all: &mut Exposition, snapshot: &Snapshot) {
+    let family = all.family(
+        "tailback_target_info",
+        Type::Gauge,
         "Always 1; where the service runs, as the node knows it.",
     );
     for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
@@ -256,71 +246,57 @@ fn info_of_targets(text: &mut String, snapshot: &Snapshot) {
             ("container_id", target.container.as_deref()),
             ("systemd_unit", unit),
         ];
-        let _ = write!(text, "{INFO}{{target=\"{}\"", escaped(name));
-        for (label, value) in labels {
-            if let Some(value) = value {
-                let _ = write!(text, ",{label}=\"{}\"", escaped(value));
-            }
-        }
-        let _ = writeln!(text, "}} 1");
+        let known = labels
+            .into_iter()
+            .filter_map(|(label, value)| Some((label, value?)));
+        let labels: Vec<(&str, &str)> = [("target", name.as_str())]
+            .into_iter()
+            .chain(known)
+            .collect();
+        family.add(&labels, 1.0);
     }
 }
 
-fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
+fn of_queues(all: &mut Exposition, snapshot: &Snapshot, waits: &WaitHistograms) {
     let (queues, omitted) = exported(snapshot);
     for (name, kind, help, value) in OF_QUEUES {
-        head(text, name, kind, help);
+        let family = all.family(name, *kind, help);
         for ((target, key), gauge) in &queues {
             if let Some(value) = value(gauge) {
-                let _ = writeln!(text, "{name}{{{}}} {value}", labels(target, key));
+                family.add(&labels(target, key), value);
             }
         }
     }
-    const CAUSE: &str = "tailback_queue_cause";
-    head(
-        text,
-        CAUSE,
-        "gauge",
+    let family = all.family(
+        "tailback_queue_cause",
+        Type::Gauge,
         "1 for the cause of the queue's verdict.",
     );
     for (target, key) in queues.keys() {
         if let Some(cause) = snapshot.causes.get(*key) {
-            let (labels, cause) = (labels(target, key), cause.name());
-            let _ = writeln!(text, "{CAUSE}{{{labels},cause=\"{cause}\"}} 1");
+            let [target, kind, queue] = labels(target, key);
+            family.add(&[target, kind, queue, ("cause", cause.name())], 1.0);
         }
     }
-    const WAIT: &str = "tailback_queue_wait_seconds";
-    head(
-        text,
-        WAIT,
-        "histogram",
+    let family = all.family(
+        "tailback_queue_wait_seconds",
+        Type::Histogram,
         "Queueing delay of departures; all departures between two samples are counted at their mean delay.",
     );
     for (target, key) in queues.keys() {
-        let Some(histogram) = waits.of(key) else {
-            continue;
-        };
-        let labels = labels(target, key);
-        let mut all = 0;
-        for (bound, count) in histogram.cumulative() {
-            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
-            let _ = writeln!(text, "{WAIT}_bucket{{{labels},le=\"{bound}\"}} {count}");
-            all = count;
+        if let Some(histogram) = waits.of(key) {
+            family.add_histogram(&labels(target, key), histogram.exposed());
         }
-        let _ = writeln!(text, "{WAIT}_sum{{{labels}}} {}", histogram.sum_s());
-        let _ = writeln!(text, "{WAIT}_count{{{labels}}} {all}");
     }
-    one(
-        text,
+    all.one(
         "tailback_queues_omitted",
-        "gauge",
+        Type::Gauge,
         "Queues beyond the export limit.",
         omitted.all as f64,
     );
-    one(
-        text,
+    all.one(
         "tailback_saturated_queues_omitted",
-        "gauge",
+        Type::Gauge,
         "Queues beyond the export limit that are not at level ok.",
         omitted.saturated as f64,
     );
@@ -366,173 +342,173 @@ fn exported(snapshot: &Snapshot) -> (Exported<'_>, Omitted) {
 }
 
 /// The labels of a queue.
-fn labels(target: &str, key: &QueueKey) -> String {
-    let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(key.name()));
-    format!("target=\"{target}\",kind=\"{kind}\",queue=\"{queue}\"")
+fn labels<'a>(target: &'a str, key: &'a QueueKey) -> [(&'static str, &'a str); 3] {
+    [
+        ("target", target),
+        ("kind", key.kind.name()),
+        ("queue", key.name()),
+    ]
 }
 
 /// Only queues with a delay have a controller, so these families are small; their number is bounded like that of the queues.
-fn of_controllers(text: &mut String, snapshot: &Snapshot) {
-    let all = snapshot.pressures.iter().zip(snapshot.names.iter());
-    let controllers: Vec<(String, ControllerState)> = all
+fn of_controllers(all: &mut Exposition, snapshot: &Snapshot) {
+    let services = snapshot.pressures.iter().zip(snapshot.names.iter());
+    let controllers: Vec<([(&str, &str); 3], ControllerState)> = services
         .flat_map(|(pressure, name)| {
-            let of_queue = |(key, state): &(Arc<QueueKey>, _)| (labels(name, key), *state);
-            pressure.controllers.iter().map(of_queue)
+            let controllers = pressure.controllers.iter();
+            controllers.map(move |(key, state)| (labels(name, key), *state))
         })
         .take(MAX_QUEUES)
         .collect();
-    const MODE: &str = "tailback_controller_mode";
-    head(text, MODE, "gauge", "1 for the current mode.");
-    for (labels, state) in &controllers {
-        let mode = state.mode.name();
-        let _ = writeln!(text, "{MODE}{{{labels},mode=\"{mode}\"}} 1");
+    let family = all.family(
+        "tailback_controller_mode",
+        Type::Gauge,
+        "1 for the current mode.",
+    );
+    for ([target, kind, queue], state) in &controllers {
+        let mode = ("mode", state.mode.name());
+        family.add(&[*target, *kind, *queue, mode], 1.0);
     }
     for (name, kind, help, value) in OF_CONTROLLERS {
-        head(text, name, kind, help);
+        let family = all.family(name, *kind, help);
         for (labels, state) in &controllers {
             if let Some(value) = value(state) {
-                let _ = writeln!(text, "{name}{{{labels}}} {value}");
+                family.add(labels, value);
             }
         }
     }
 }
 
-fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
-    agent_up(text, snapshot.is_current());
-    const BUILD: &str = "tailback_build_info";
-    head(text, BUILD, "gauge", "Always 1; the agent's version.");
+fn of_agent(all: &mut Exposition, state: &SharedState, snapshot: &Snapshot) {
+    agent_up(all, snapshot.is_current());
     let version = env!("CARGO_PKG_VERSION");
-    let _ = writeln!(text, "{BUILD}{{version=\"{version}\"}} 1");
+    all.family(
+        "tailback_build_info",
+        Type::Gauge,
+        "Always 1; the agent's version.",
+    )
+    .add(&[("version", version)], 1.0);
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [
             (
                 "tailback_agent_samples_total",
-                "counter",
+                Type::Counter,
                 "Samples of all queues.",
                 report.samples as f64,
             ),
             (
                 "tailback_agent_late_samples_total",
-                "counter",
+                Type::Counter,
                 "Samples that began more than a whole sampling interval late.",
                 report.late_samples as f64,
             ),
             (
                 "tailback_agent_records_total",
-                "counter",
+                Type::Counter,
                 "Records read from the kernel.",
                 report.records as f64,
             ),
             (
                 "tailback_agent_cpu_seconds_total",
-                "counter",
+                Type::Counter,
                 "CPU time of the agent.",
                 report.cpu_ns as f64 / SECOND,
             ),
             (
                 "tailback_agent_cpu_ratio",
-                "gauge",
+                Type::Gauge,
                 "CPU time of the agent as a fraction of one core, over the last report interval (10 s).",
                 report.cpu_share,
             ),
             (
                 "tailback_agent_resident_bytes",
-                "gauge",
+                Type::Gauge,
                 "Resident memory of the agent.",
                 report.rss_bytes as f64,
             ),
             (
                 "tailback_agent_targets",
-                "gauge",
+                Type::Gauge,
                 "Watched services.",
                 f64::from(report.targets),
             ),
             (
                 "tailback_agent_spans_total",
-                "counter",
+                Type::Counter,
                 "Spans passed to the exporter.",
                 report.spans as f64,
             ),
             (
                 "tailback_agent_spans_dropped_total",
-                "counter",
+                Type::Counter,
                 "Spans dropped because the spool was full or the collector refused them.",
                 report.spans_dropped as f64,
             ),
             (
                 "tailback_agent_samples_not_recorded_total",
-                "counter",
+                Type::Counter,
                 "Samples that could not be written to the recording.",
                 report.samples_not_recorded as f64,
             ),
         ] {
-            one(text, name, kind, help, value);
+            all.one(name, kind, help, value);
         }
     }
     if let Some(file) = state.config_file() {
-        one(
-            text,
+        all.one(
             "tailback_config_last_reload_successful",
-            "gauge",
+            Type::Gauge,
             "1 if the configuration file was accepted when it was last read, else 0.",
             f64::from(u8::from(file.error.is_none())),
         );
-        one(
-            text,
+        all.one(
             "tailback_config_last_reload_success_timestamp_seconds",
-            "gauge",
+            Type::Gauge,
             "Unix time at which the configuration in force was loaded.",
             file.loaded_unix_ns as f64 / SECOND,
         );
-        one(
-            text,
+        all.one(
             "tailback_config_settings_awaiting_restart",
-            "gauge",
+            Type::Gauge,
             "Settings of the configuration file that take effect only after a restart.",
             file.needs_restart.len() as f64,
         );
     }
     let pages = snapshot.pages;
-    one(
-        text,
+    all.one(
         "tailback_pages",
-        "gauge",
+        Type::Gauge,
         "Published pages.",
         pages.written as f64,
     );
-    one(
-        text,
+    all.one(
         "tailback_pages_failed",
-        "gauge",
+        Type::Gauge,
         "Services without a page, because it cannot be written or there are too many.",
         (pages.failed + pages.over_limit) as f64,
     );
-    one(
-        text,
+    all.one(
         "tailback_pages_renamed",
-        "gauge",
+        Type::Gauge,
         "Services whose page does not have their plain name, because another service has it.",
         pages.renamed as f64,
     );
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    one(
-        text,
+    all.one(
         "tailback_stream_subscribers",
-        "gauge",
+        Type::Gauge,
         "Clients of the unix stream.",
         state.subscribers().len() as f64,
     );
-    one(
-        text,
+    all.one(
         "tailback_stream_lines_total",
-        "counter",
+        Type::Counter,
         "Lines published on the unix stream.",
         count(&state.counts.lines),
     );
-    head(
-        text,
+    let family = all.family(
         "tailback_stream_dropped_total",
-        "counter",
+        Type::Counter,
         "Clients that were rejected or disconnected.",
     );
     for (reason, counter) in [
@@ -540,42 +516,18 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         ("too_slow", &state.counts.too_slow),
         ("invalid_commands", &state.counts.invalid_commands),
     ] {
-        let _ = writeln!(
-            text,
-            "tailback_stream_dropped_total{{reason=\"{reason}\"}} {}",
-            count(counter)
-        );
+        family.add(&[("reason", reason)], count(counter));
     }
 }
 
 /// Whether the agent is sampling. The adapters report it for an agent that is gone.
-pub fn agent_up(text: &mut String, is_up: bool) {
-    one(
-        text,
+pub fn agent_up(all: &mut Exposition, is_up: bool) {
+    all.one(
         "tailback_agent_up",
-        "gauge",
+        Type::Gauge,
         "1 if the agent replies and is sampling, else 0.",
         is_up.into(),
     );
-}
-
-/// A family with a single value.
-pub fn one(text: &mut String, name: &str, kind: &str, help: &str, value: f64) {
-    head(text, name, kind, help);
-    let _ = writeln!(text, "{name} {value}");
-}
-
-/// The HELP and TYPE lines of a family.
-pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-/// Escapes a label value.
-pub fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!
 //! Not pure: `page`, `pages` and `files` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
 //! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
-//! `status`, `readers`, `metrics`, `wait_histograms` and `exact_waits`. Every other consumer is served by the [adapter process](crate::adapters), which reads
+//! `status`, `readers`, `metrics` in an `exposition`, and each `histogram` of `wait_histograms` and `exact_waits`. Every other consumer is served by the [adapter process](crate::adapters), which reads
 //! the pages as anyone may. So when the agent is gone, all of them report no pressure.
 
 mod concurrency;
@@ -15,9 +15,11 @@ pub mod controller;
 pub mod directory;
 mod encode;
 mod exact_waits;
+pub mod exposition;
 pub mod files;
 #[cfg(test)]
 mod fixture;
+mod histogram;
 mod learned;
 pub mod live;
 mod load;
@@ -174,9 +176,11 @@ impl Signals {
         let Some(report) = &sample.hooks else { return };
         self.is_live_changed |= self.live.set_exact_waits(report, sample.architecture);
         let targets = pipeline.targets().all().map(|target| target.id).collect();
+        let at = (sample.mono_ns, sample.unix_ns);
         self.state
             .exact_waits()
-            .add(report, sample.architecture, &targets);
+            .add(report, at, sample.architecture, &targets);
+        self.state.count_exact_waits(sample.mono_ns, report);
     }
 
     /// How many services were published last, and how many of them have a queue that is not ok.

@@ -16,7 +16,11 @@ use super::{
     readers::ReaderCache, wait_histograms::WaitHistograms,
 };
 use crate::{
-    cause::Cause, collect::boot_ns, event::Level, queue::QueueKey, sample::AgentReport,
+    cause::Cause,
+    collect::boot_ns,
+    event::Level,
+    queue::QueueKey,
+    sample::{AgentReport, HookReport},
     target::Downward,
 };
 
@@ -179,6 +183,11 @@ impl SharedState {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds the waits for a CPU that hooks have measured, which replace those that samples estimate.
+    pub fn count_exact_waits(&self, now_ns: u64, report: &HookReport) {
+        self.waits().read_exact(now_ns, report);
+    }
+
     /// What hooks have measured.
     pub fn exact_waits(&self) -> MutexGuard<'_, ExactWaits> {
         self.exact_waits
@@ -268,7 +277,7 @@ mod tests {
                 names: Arc::new(vec!["shop".to_owned()]),
                 ..Snapshot::default()
             });
-            let text = metrics::render(&state);
+            let text = metrics::render(&state).text();
             assert!(
                 text.contains(&format!("tailback_agent_up {up}\n")),
                 "{text}"

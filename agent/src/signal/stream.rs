@@ -2,7 +2,7 @@
 //!
 //! `{"target": "shop", "min_level": "warn"}` subscribes (both keys are optional): the present state first, then levels,
 //! episodes and causes as they happen. `{"ask": "status"}`, `{"ask": "metrics"}` and `{"ask": "live"}` get one reply, and the
-//! connection is closed. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
+//! connection is closed; `"format": "protobuf"` gets metrics as Prometheus's protobuf messages. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
 
 use std::{
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -52,6 +52,9 @@ pub const SOCKET: &str = "agent.sock";
 struct Request {
     #[serde(default)]
     ask: Option<Ask>,
+    /// Of the reply to `metrics`.
+    #[serde(default)]
+    format: Format,
     #[serde(default)]
     target: Option<String>,
     #[serde(default)]
@@ -64,6 +67,14 @@ enum Ask {
     Status,
     Metrics,
     Live,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    #[default]
+    Text,
+    Protobuf,
 }
 
 /// Listens on a unix socket with this file mode, replacing a stale socket file.
@@ -157,9 +168,12 @@ async fn serve_one(
         }
     };
     let reply = match request.ask {
-        Some(Ask::Status) => status::agent(state, directory),
-        Some(Ask::Metrics) => metrics::render(state),
-        Some(Ask::Live) => status::live(state, directory),
+        Some(Ask::Status) => status::agent(state, directory).into_bytes(),
+        Some(Ask::Metrics) => match request.format {
+            Format::Text => metrics::render(state).text().into_bytes(),
+            Format::Protobuf => metrics::render(state).protobuf(),
+        },
+        Some(Ask::Live) => status::live(state, directory).into_bytes(),
         None => {
             let Ok(_place) = subscriptions.try_acquire() else {
                 state.counts.rejected.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +201,7 @@ async fn serve_one(
             return;
         }
     };
-    let _ = timeout(CLIENT_TIMEOUT, writer.write_all(reply.as_bytes())).await;
+    let _ = timeout(CLIENT_TIMEOUT, writer.write_all(&reply)).await;
 }
 
 /// Parses a request. It must be a JSON object: serde would also accept a list.

@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use super::{super::fixture, *};
 
 #[test]
 fn every_family_is_documented_with_its_type_labels_and_help() {
-    let text = render(&fixture::state());
+    let text = render(&fixture::state()).text();
     let sections = [
         "Per service",
         "Where services run",
@@ -27,7 +29,7 @@ fn every_family_is_documented_with_its_type_labels_and_help() {
 
 #[test]
 fn names_follow_the_conventions_of_prometheus() {
-    let text = render(&fixture::state());
+    let text = render(&fixture::state()).text();
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for (name, kind) in types.filter_map(|line| line.split_once(' ')) {
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} {kind}");
