@@ -38,7 +38,8 @@ fn config(dir: &TempDir) -> PathBuf {
         "[[target]]\npid = {}\nservice_name = \"{SERVICE}\"\n",
         process::id()
     );
-    let text = format!("{REPEAT_OFTEN}{target}");
+    // The budget is raised so that other load does not detach the hooks.
+    let text = format!("tier = \"watch\"\nhook_budget = 0.5\n{REPEAT_OFTEN}{target}");
     dir.write("tailback.toml", &text).unwrap()
 }
 
@@ -185,12 +186,31 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
     })
     .unwrap();
     assert_eq!(whole["traceID"].as_str().unwrap(), episode.text("trace_id"));
+    let spans = named(&whole, "queue.saturation accept");
+    let span = spans.into_iter().find(|span| is_about(span, &queue));
+    assert_has_measured_waits(span.unwrap());
     println!(
         "{protocol}: {} spans when it opened, {} later, {} at the end",
         names(&opened).len(),
         names(&grown).len(),
         names(&whole).len()
     );
+}
+
+/// This process polls Jaeger, so its threads wait for a CPU several times a second.
+fn assert_has_measured_waits(span: &Value) {
+    let number = |key: &str| {
+        let tag = list(span, "tags").iter().find(|tag| tag["key"] == key);
+        let tag = tag.unwrap_or_else(|| panic!("no {key} in {span}"));
+        tag["value"].as_u64().unwrap()
+    };
+    let [count, mean, p50, p99, max] = ["count", "mean_ns", "p50_ns", "p99_ns", "max_ns"]
+        .map(|name| number(&format!("tailback.cpu_wait.{name}")));
+    println!(
+        "{count} waits for a CPU: mean {mean} ns, p50 {p50} ns, p99 {p99} ns, longest {max} ns"
+    );
+    assert!(count > 1 && mean > 0 && p50 > 0);
+    assert!(mean <= max && p50 <= p99 && p99 <= max);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, LoggedMes
 use crate::{
     cause::Cause,
     queue::{Kind, QueueKey, Reading},
-    sample::{AgentReport, Notice, Target, TargetId},
+    sample::{AgentReport, Notice, Target, TargetId, WaitParty},
 };
 
 /// How saturated a queue is.
@@ -150,6 +150,28 @@ pub struct Episode {
     pub moments: Vec<Moment>,
     /// Moments that were not kept because there were too many.
     pub moments_dropped: u32,
+    /// Empty if no hooks are attached.
+    pub measured_waits: Vec<MeasuredWaits>,
+}
+
+/// Waits of a service's threads during an episode, as hooks measured them one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeasuredWaits {
+    pub kind: MeasuredKind,
+    pub count: u64,
+    pub mean_ns: u64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
+    /// Of the longest wait for a CPU: the thread that had it, and for how long during the wait, ns.
+    pub culprit: Option<(WaitParty, u64)>,
+}
+
+/// What threads waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MeasuredKind {
+    Cpu,
+    Io,
 }
 
 impl Episode {

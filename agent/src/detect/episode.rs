@@ -112,6 +112,7 @@ impl OpenEpisode {
                 verdict: None,
                 moments: Vec::new(),
                 moments_dropped: 0,
+                measured_waits: Vec::new(),
             },
             waits: Quantiles::default(),
             depths: Series::default(),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     cause::Cause,
+    event::{MeasuredKind, MeasuredWaits},
     sample::{Distribution, ExactWait, ExactWaitKind, HookReport, TargetId, WorstWait},
     text::{count, duration},
 };
@@ -16,14 +17,10 @@ const MIN_WORST_WAITS: usize = 3;
 /// It must have had the CPU for this share of them.
 const MIN_CULPRIT_SHARE: f64 = 0.5;
 
-/// What a thread waited for. Waits in futex are left out: idle threads wait there, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
-    Cpu,
-    Io,
-}
+/// Different lengths of waits that are kept for an episode. Hooks have 832; a recording may contain any.
+const MAX_LENGTHS: usize = 1_024;
 
-/// Waits of one class.
+/// Waits of one kind.
 #[derive(Debug, Default)]
 struct Waits {
     distribution: Distribution,
@@ -36,7 +33,7 @@ struct Waits {
 struct Reported {
     at_ns: u64,
     interval_ns: u64,
-    waits: BTreeMap<(TargetId, Class), Waits>,
+    waits: BTreeMap<(TargetId, MeasuredKind), Waits>,
 }
 
 #[derive(Debug, Default)]
@@ -52,8 +49,8 @@ impl ExactWaits {
     ) {
         let mut waits: BTreeMap<_, Waits> = BTreeMap::new();
         for wait in report.waits.iter().filter(|wait| in_focus(wait.target)) {
-            if let Some(class) = class(wait) {
-                let sum = waits.entry((wait.target, class)).or_default();
+            if let Some(kind) = kind(wait) {
+                let sum = waits.entry((wait.target, kind)).or_default();
                 sum.distribution.add(&wait.distribution);
                 sum.worst.extend(wait.worst.clone());
             }
@@ -80,9 +77,11 @@ impl ExactWaits {
 
     /// The waits that this cause is about, in words. `None`: none was measured.
     pub(super) fn words(&self, target: TargetId, cause: Cause, time: (u64, u64)) -> Option<String> {
-        let (class, what) = match cause {
-            Cause::CpuStarved | Cause::CpuBound | Cause::CpuThrottled => (Class::Cpu, "for a CPU"),
-            Cause::DiskSlow => (Class::Io, "for I/O"),
+        let (kind, what) = match cause {
+            Cause::CpuStarved | Cause::CpuBound | Cause::CpuThrottled => {
+                (MeasuredKind::Cpu, "for a CPU")
+            }
+            Cause::DiskSlow => (MeasuredKind::Io, "for I/O"),
             _ => return None,
         };
         let mut covered_ns = 0_u64;
@@ -90,7 +89,7 @@ impl ExactWaits {
         let mut worst: Option<&WorstWait> = None;
         for report in self.within(time) {
             covered_ns = covered_ns.saturating_add(report.interval_ns);
-            if let Some(waits) = report.waits.get(&(target, class)) {
+            if let Some(waits) = report.waits.get(&(target, kind)) {
                 sum.add(&waits.distribution);
                 worst = worst
                     .into_iter()
@@ -115,13 +114,7 @@ impl ExactWaits {
         time: (u64, u64),
         is_own: impl Fn(u32) -> bool,
     ) -> Option<u32> {
-        let waits = self
-            .within(time)
-            .filter_map(|report| report.waits.get(&(target, Class::Cpu)));
-        let worst: Vec<&WorstWait> = waits.flat_map(|waits| &waits.worst).collect();
-        if worst.len() < MIN_WORST_WAITS {
-            return None;
-        }
+        let worst = self.longest_for_cpu(target, time)?;
         let mut had_ns: BTreeMap<u32, u64> = BTreeMap::new();
         for one in &worst {
             if let Some(culprit) = &one.culprit {
@@ -129,19 +122,116 @@ impl ExactWaits {
                 *sum = sum.saturating_add(one.culprit_ns);
             }
         }
-        let waited_ns = worst
-            .iter()
-            .fold(0_u64, |sum, one| sum.saturating_add(one.wait_ns));
         let (tgid, had_ns) = had_ns.into_iter().max_by_key(|(_, ns)| *ns)?;
-        let is_most = had_ns as f64 >= waited_ns as f64 * MIN_CULPRIT_SHARE;
+        let is_most = had_ns as f64 >= waited_ns(&worst) as f64 * MIN_CULPRIT_SHARE;
         (is_most && !is_own(tgid)).then_some(tgid)
+    }
+
+    /// The waits of a service for a CPU, and who had it. `None`: hooks measured too few, or do not know who had it for most of the
+    /// longest.
+    pub(super) fn cpu_waits(
+        &self,
+        target: TargetId,
+        time: (u64, u64),
+        is_own: impl Fn(u32) -> bool,
+    ) -> Option<CpuWaits> {
+        let worst = self.longest_for_cpu(target, time)?;
+        let had_ns = |own: bool| {
+            let of = worst.iter().filter(|one| {
+                let culprit = one.culprit.as_ref();
+                culprit.is_some_and(|culprit| is_own(culprit.tgid) == own)
+            });
+            of.fold(0_u64, |sum, one| sum.saturating_add(one.culprit_ns)) as f64
+        };
+        let (own_ns, foreign_ns) = (had_ns(true), had_ns(false));
+        let known_ns = own_ns + foreign_ns;
+        if known_ns <= 0.0 || known_ns < waited_ns(&worst) as f64 * MIN_CULPRIT_SHARE {
+            return None;
+        }
+        let (mut total_ns, mut covered_ns) = (0_u64, 0_u64);
+        for report in self.within(time) {
+            covered_ns = covered_ns.saturating_add(report.interval_ns);
+            if let Some(waits) = report.waits.get(&(target, MeasuredKind::Cpu)) {
+                total_ns = total_ns.saturating_add(waits.distribution.total_ns);
+            }
+        }
+        Some(CpuWaits {
+            foreign: foreign_ns / known_ns,
+            threads: total_ns as f64 / covered_ns.max(1) as f64,
+        })
+    }
+
+    /// The longest waits for a CPU, if there are enough of them.
+    fn longest_for_cpu(&self, target: TargetId, time: (u64, u64)) -> Option<Vec<&WorstWait>> {
+        let waits = self
+            .within(time)
+            .filter_map(|report| report.waits.get(&(target, MeasuredKind::Cpu)));
+        let worst: Vec<&WorstWait> = waits.flat_map(|waits| &waits.worst).collect();
+        (worst.len() >= MIN_WORST_WAITS).then_some(worst)
     }
 }
 
-fn class(wait: &ExactWait) -> Option<Class> {
+/// What hooks measured of the waits of a service for a CPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct CpuWaits {
+    /// Share of the longest waits in which other services had the CPU, 0 to 1; its own threads had it for the rest.
+    pub(super) foreign: f64,
+    /// Mean number of threads that waited, by the sum of all waits.
+    pub(super) threads: f64,
+}
+
+fn waited_ns(worst: &[&WorstWait]) -> u64 {
+    let waits = worst.iter().map(|one| one.wait_ns);
+    waits.fold(0, u64::saturating_add)
+}
+
+/// All waits of one service during an episode.
+#[derive(Debug, Default)]
+pub(super) struct OfEpisode(BTreeMap<MeasuredKind, (Distribution, Option<WorstWait>)>);
+
+impl OfEpisode {
+    /// Adds what hooks measured of this service.
+    pub(super) fn read(&mut self, report: &HookReport, target: TargetId) {
+        for wait in report.waits.iter().filter(|wait| wait.target == target) {
+            let Some(kind) = kind(wait) else { continue };
+            let (sum, longest) = self.0.entry(kind).or_default();
+            if sum.waits.len() < MAX_LENGTHS {
+                sum.add(&wait.distribution);
+            }
+            let length = |worst: &Option<WorstWait>| worst.as_ref().map(|worst| worst.wait_ns);
+            if length(&wait.worst) > length(longest) {
+                longest.clone_from(&wait.worst);
+            }
+        }
+    }
+
+    pub(super) fn summaries(&self) -> Vec<MeasuredWaits> {
+        let summary =
+            |(kind, (sum, longest)): (&MeasuredKind, &(Distribution, Option<WorstWait>))| {
+                let longest = longest
+                    .as_ref()
+                    .filter(|longest| longest.wait_ns >= sum.max_ns);
+                Some(MeasuredWaits {
+                    kind: *kind,
+                    count: sum.count,
+                    mean_ns: sum.mean_ns()?,
+                    p50_ns: sum.quantile_ns(0.5)?,
+                    p99_ns: sum.quantile_ns(0.99)?,
+                    max_ns: sum.max_ns,
+                    culprit: longest.and_then(|longest| {
+                        let culprit = longest.culprit.clone()?;
+                        Some((culprit, longest.culprit_ns))
+                    }),
+                })
+            };
+        self.0.iter().filter_map(summary).collect()
+    }
+}
+
+fn kind(wait: &ExactWait) -> Option<MeasuredKind> {
     match wait.kind {
-        ExactWaitKind::Woken | ExactWaitKind::Preempted => Some(Class::Cpu),
-        ExactWaitKind::BlockedIo => Some(Class::Io),
+        ExactWaitKind::Woken | ExactWaitKind::Preempted => Some(MeasuredKind::Cpu),
+        ExactWaitKind::BlockedIo => Some(MeasuredKind::Io),
         ExactWaitKind::Blocked => None,
     }
 }
@@ -245,6 +335,65 @@ mod tests {
         );
         let too_few = measured([wait(ExactWaitKind::Woken, 5, Some(20))]);
         assert_eq!(too_few.has_the_cpu(1, (0, 9 * SECOND), |_| false), None);
+    }
+
+    #[test]
+    fn the_longest_waits_are_divided_between_own_and_foreign_threads() {
+        let of = |culprits: [Option<u32>; 4]| {
+            let waits = culprits.map(|culprit| wait(ExactWaitKind::Woken, 5, culprit));
+            let exact = measured(waits);
+            exact.cpu_waits(1, (0, 9 * SECOND), |tgid| tgid == 10)
+        };
+        let mixed = of([Some(10), Some(10), Some(10), Some(20)]).unwrap();
+        assert!((mixed.foreign - 0.25).abs() < 1e-9, "{mixed:?}");
+        assert!((mixed.threads - 0.005).abs() < 1e-9, "{mixed:?}");
+        // A CPU that was idle before says nothing; if that is so for most of the time, neither do the others.
+        let known = of([Some(10), Some(10), None, None]).unwrap();
+        assert!(known.foreign < 1e-9, "{known:?}");
+        assert_eq!(of([Some(10), None, None, None]), None);
+    }
+
+    #[test]
+    fn an_episode_has_all_its_waits_and_the_culprit_of_the_longest() {
+        let mut of_episode = OfEpisode::default();
+        assert!(of_episode.summaries().is_empty());
+        for (wait_ms, culprit) in [(1, Some(20)), (9, Some(30)), (2, None)] {
+            let other = ExactWait {
+                target: 2,
+                ..wait(ExactWaitKind::Woken, 100, Some(40))
+            };
+            let report = HookReport {
+                waits: vec![wait(ExactWaitKind::Preempted, wait_ms, culprit), other],
+                ..HookReport::default()
+            };
+            of_episode.read(&report, 1);
+        }
+        let io = HookReport {
+            waits: vec![
+                wait(ExactWaitKind::BlockedIo, 7, None),
+                wait(ExactWaitKind::Blocked, 50, None),
+            ],
+            ..HookReport::default()
+        };
+        of_episode.read(&io, 1);
+        let [cpu, io] = &of_episode.summaries()[..] else {
+            panic!("{of_episode:?}");
+        };
+        assert_eq!(
+            (cpu.kind, cpu.count, cpu.mean_ns),
+            (MeasuredKind::Cpu, 3, 4 * MS)
+        );
+        assert_eq!(
+            [cpu.p50_ns, cpu.p99_ns, cpu.max_ns],
+            [2 * MS, 9 * MS, 9 * MS]
+        );
+        let (culprit, culprit_ns) = cpu.culprit.as_ref().unwrap();
+        assert_eq!((culprit.tid, *culprit_ns), (30, 9 * MS));
+        assert_eq!(
+            (io.kind, io.count, io.max_ns),
+            (MeasuredKind::Io, 1, 7 * MS)
+        );
+        assert_eq!(io.culprit, None);
     }
 
     #[test]

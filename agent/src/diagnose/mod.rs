@@ -123,6 +123,11 @@ impl Diagnosis {
         let now_ns = sample.mono_ns;
         let in_focus = |target: TargetId| focus_scope.contains(&target);
         self.inputs.read(sample, readings, in_focus);
+        if let Some(report) = &sample.hooks {
+            for open in self.open.values_mut() {
+                open.measured.read(report, open.episode.key.target);
+            }
+        }
         self.log_evidence.read(sample, targets);
         self.consumers.read(sample, targets);
         self.topology
@@ -337,6 +342,7 @@ impl Diagnosis {
         let own = open.durations.longest();
         let earlier = own.as_ref().and_then(|own| self.earlier(episode, own));
         episode.verdict = earlier.or(own);
+        episode.measured_waits = open.measured.summaries();
         episode.moments.extend(open.changes.iter().cloned());
         episode.moments.sort_by_key(|moment| moment.at);
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::exact_waits::OfEpisode;
 use crate::{
     cause::Cause,
     event::{CauseStretch, Episode, Event, Instant, Moment, MomentKind, Verdict},
@@ -28,6 +29,7 @@ pub(super) struct OpenEpisode {
     pub(super) durations: VerdictDurations,
     /// Causes that followed each other, for the episode's moments.
     pub(super) changes: Vec<Moment>,
+    pub(super) measured: OfEpisode,
     /// When the present stretch of one cause began.
     since: Instant,
     /// When a stretch was last reported, ns.
@@ -44,6 +46,7 @@ impl OpenEpisode {
             durations: VerdictDurations::of(Arc::clone(&verdict)),
             verdict,
             changes: Vec::new(),
+            measured: OfEpisode::default(),
             since: at,
             reported_ns: at.mono_ns,
             index: 0,

@@ -168,6 +168,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
         verdict: None,
         moments: vec![],
         moments_dropped: 0,
+        measured_waits: Vec::new(),
     }
 }
 

@@ -98,6 +98,7 @@ pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) ->
             })
             .collect(),
         moments_dropped: 0,
+        measured_waits: Vec::new(),
     }
 }
 

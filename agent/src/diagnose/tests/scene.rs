@@ -550,5 +550,6 @@ pub(super) fn episode(kind: Kind, name: &str) -> Episode {
         verdict: None,
         moments: Vec::new(),
         moments_dropped: 0,
+        measured_waits: Vec::new(),
     }
 }

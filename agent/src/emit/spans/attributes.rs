@@ -4,7 +4,7 @@ use opentelemetry::{KeyValue, Value};
 
 use crate::{
     emit::cause,
-    event::{CauseStretch, Episode, Hop, Stretch, Verdict},
+    event::{CauseStretch, Episode, Hop, MeasuredKind, MeasuredWaits, Stretch, Verdict},
     queue::{Kind, QueueId, QueueKey, UnixEnd},
     text::bounded,
 };
@@ -111,6 +111,36 @@ impl Attributes {
             .ratio("tailback.service_rate", episode.service_rate)
             .time_to_full(episode.time_to_full_ns)
             .losses(episode.losses)
+            .measured(&episode.measured_waits)
+    }
+
+    /// What hooks measured.
+    fn measured(self, all: &[MeasuredWaits]) -> Self {
+        all.iter().fold(self, |attributes, waits| {
+            let attributes = match waits.kind {
+                MeasuredKind::Cpu => attributes
+                    .count("tailback.cpu_wait.count", waits.count)
+                    .count("tailback.cpu_wait.mean_ns", waits.mean_ns)
+                    .count("tailback.cpu_wait.p50_ns", waits.p50_ns)
+                    .count("tailback.cpu_wait.p99_ns", waits.p99_ns)
+                    .count("tailback.cpu_wait.max_ns", waits.max_ns),
+                MeasuredKind::Io => attributes
+                    .count("tailback.io_wait.count", waits.count)
+                    .count("tailback.io_wait.mean_ns", waits.mean_ns)
+                    .count("tailback.io_wait.p50_ns", waits.p50_ns)
+                    .count("tailback.io_wait.p99_ns", waits.p99_ns)
+                    .count("tailback.io_wait.max_ns", waits.max_ns),
+            };
+            match &waits.culprit {
+                Some((culprit, culprit_ns)) => {
+                    let name = format!("{} ({})", culprit.comm, culprit.tid);
+                    attributes
+                        .text("tailback.cpu_wait.culprit", &name)
+                        .count("tailback.cpu_wait.culprit_ns", *culprit_ns)
+                }
+                None => attributes,
+            }
+        })
     }
 
     /// The cause, its evidence and the advice.

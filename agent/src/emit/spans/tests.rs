@@ -3,7 +3,11 @@ use std::collections::HashSet;
 use opentelemetry::trace::SpanKind;
 
 use super::*;
-use crate::{event::Moment, queue::QueueKey};
+use crate::{
+    event::{MeasuredKind, MeasuredWaits, Moment},
+    queue::QueueKey,
+    sample::WaitParty,
+};
 
 const INCIDENT: &str = "0af7651916cd43dd8448eb211c80319c";
 const SECOND: u64 = 1_000_000_000;
@@ -81,6 +85,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         verdict: None,
         moments: vec![],
         moments_dropped: 0,
+        measured_waits: Vec::new(),
     }
 }
 
@@ -319,6 +324,53 @@ fn the_saturation_span_has_all_numbers_of_the_episode() {
     ];
     let expected = expected.map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(pairs.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_saturation_span_has_the_waits_that_hooks_measured() {
+    let waits = |kind, culprit| MeasuredWaits {
+        kind,
+        count: 40,
+        mean_ns: 3,
+        p50_ns: 2,
+        p99_ns: 8,
+        max_ns: 9,
+        culprit,
+    };
+    let culprit = WaitParty {
+        tgid: 70,
+        tid: 77,
+        comm: "backup".to_owned(),
+    };
+    let spans = spans_of(&[
+        targets(),
+        opened("e1", Kind::Accept),
+        ended(Episode {
+            measured_waits: vec![
+                waits(MeasuredKind::Cpu, Some((culprit, 7))),
+                waits(MeasuredKind::Io, None),
+            ],
+            ..episode("e1", Kind::Accept)
+        }),
+    ]);
+    let attributes = spans[2].1.attributes.iter();
+    let pairs = attributes.map(|kv| (kv.key.to_string(), kv.value.to_string()));
+    let pairs: Vec<(String, String)> = pairs.filter(|(key, _)| key.contains("_wait.")).collect();
+    let expected = [
+        ("tailback.cpu_wait.count", "40"),
+        ("tailback.cpu_wait.mean_ns", "3"),
+        ("tailback.cpu_wait.p50_ns", "2"),
+        ("tailback.cpu_wait.p99_ns", "8"),
+        ("tailback.cpu_wait.max_ns", "9"),
+        ("tailback.cpu_wait.culprit", "backup (77)"),
+        ("tailback.cpu_wait.culprit_ns", "7"),
+        ("tailback.io_wait.count", "40"),
+        ("tailback.io_wait.mean_ns", "3"),
+        ("tailback.io_wait.p50_ns", "2"),
+        ("tailback.io_wait.p99_ns", "8"),
+        ("tailback.io_wait.max_ns", "9"),
+    ];
+    assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
 }
 
 #[test]
