@@ -468,6 +468,26 @@ fn the_counters_of_a_jvm_support_a_verdict_that_is_the_same_without_them() {
 }
 
 /// `cargo xtask calibration` prints these verdicts as a table.
+/// The service uses more CPU time than its neighbour, but on another CPU.
+#[test]
+fn without_hooks_a_service_with_a_busy_daemon_is_not_seen_to_starve() {
+    let mut samples = samples("cpu-neighbour-hooks");
+    let measured = samples.iter().filter(|sample| sample.hooks.is_some());
+    assert!(measured.count() > 5, "it was recorded without hooks");
+    let causes = |samples: &[Sample]| -> Vec<Cause> {
+        let episodes = episodes(samples);
+        let accept = episodes.iter().filter(|one| one.key.kind == Accept);
+        accept
+            .filter_map(|one| Some(one.verdict.as_ref()?.cause))
+            .collect()
+    };
+    assert_eq!(causes(&samples), [CpuStarved]);
+    for sample in &mut samples {
+        sample.hooks = None;
+    }
+    assert_eq!(causes(&samples), [CpuBound]);
+}
+
 #[test]
 fn confidence_is_earned() {
     let mut calibration = Calibration::default();

@@ -111,6 +111,14 @@ impl Drop for RaisedPriority {
     }
 }
 
+/// A process that computes on the service's CPU, in this group.
+fn stress(group: &CpuGroup) -> Result<Process> {
+    let mut words = group.before();
+    words.push(program::need(&["stress-ng"])?.display().to_string());
+    words.extend(["--cpu", "1"].map(str::to_owned));
+    Process::start("stress-ng", Command::new(&words[0]).args(&words[1..]))
+}
+
 /// A neighbour starts to compute on the service's CPU.
 pub fn neighbour(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", "1024")?;
@@ -123,16 +131,36 @@ pub fn neighbour(play: &mut Play) -> Result<()> {
     play.watch_pid(uwsgi.process().pid())?;
     play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
-    let mut words = other.before();
-    words.extend(
-        [
-            &program::need(&["stress-ng"])?.display().to_string(),
-            "--cpu",
-            "1",
-        ]
-        .map(ToString::to_string),
+    let stress = stress(&other)?;
+    play.planted(
+        Culprit::process(stress.pid())
+            .or(&other.name())
+            .or("stress-ng"),
     );
-    let stress = Process::start("stress-ng", Command::new(&words[0]).args(&words[1..]))?;
+    play.hold()?;
+    play.removing(Some(&load));
+    drop(stress);
+    load.set_rate(10.0)?;
+    play.recover()
+}
+
+/// The same, while a daemon of the service computes on another CPU. So the service uses more CPU time than its neighbour, and only hooks
+/// can see which of the two its workers wait for.
+pub fn neighbour_of_workers(play: &mut Play) -> Result<()> {
+    let own = CpuGroup::new("service", "1024")?;
+    let other = CpuGroup::new("neighbour", "1024")?;
+    let daemon = "exec taskset -c 0 sh -c 'while :; do :; done'";
+    let uwsgi = Uwsgi::start_app(&App {
+        before: own.before(),
+        args: vec!["--attach-daemon".to_owned(), daemon.to_owned()],
+        ..app(2, 200)
+    })?;
+    let load = load(uwsgi.address(), "/compute/15", 30.0)?;
+    let pid = uwsgi.process().pid().to_string();
+    play.watch(&["--pid", &pid, "--tier", "watch"])?;
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    let stress = stress(&other)?;
     play.planted(
         Culprit::process(stress.pid())
             .or(&other.name())

@@ -284,6 +284,15 @@ pub const SCENARIOS: &[Scenario] = &[
         play: cpu::neighbour,
     },
     Scenario {
+        name: "cpu-neighbour-hooks",
+        on: "uWSGI with a busy daemon on another CPU, beside stress-ng, with `--tier watch`",
+        planted: Some(planted("cpu_starved", &["accept", "runqueue"])),
+        programs: &[UWSGI, "stress-ng", "taskset"],
+        modules: &[],
+        room: Machine,
+        play: cpu::neighbour_of_workers,
+    },
+    Scenario {
         name: "own-threads",
         on: "a threaded server in C",
         planted: Some(planted("cpu_bound", &["accept", "runqueue"])),

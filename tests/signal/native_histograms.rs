@@ -25,6 +25,9 @@ const SCRAPE_DEADLINE: Duration = Duration::from_secs(30);
 /// The buckets of hooks and of native histograms are up to 3.1% and 2.2% wide.
 const MAX_ERROR: f64 = 0.05;
 const MAX_ERROR_S: f64 = 100e-6;
+/// Least share of the waits that a queue counts: when exact waits begin to replace estimates, those since the last sample are lost,
+/// 0.1 s of 2.4 s.
+const MIN_COUNTED: f64 = 0.85;
 
 fn compare(what: &str, measured: f64, expected: f64) -> Result<()> {
     println!("{what}: {measured:.6} s, expected {expected:.6} s");
@@ -119,7 +122,10 @@ fn compare_with_the_programs_clock() -> Result<()> {
         let count = value(&native, &format!("histogram_count({of_cpu})"))?;
         let p99 = value(&native, &format!("histogram_quantile(0.99, {of_cpu})"))?;
         println!("{of_cpu}: {count}, p99 {p99:.6} s");
-        ensure!(count >= reads && p99 > 0.0, "{of_cpu}: {count} of {reads}");
+        ensure!(
+            count >= reads * MIN_COUNTED && p99 > 0.0,
+            "{of_cpu}: {count} of {reads}"
+        );
     }
 
     let exemplars = wait::until("an exemplar", SCRAPE_DEADLINE, || {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    exact_waits::ExactWaits,
+    exact_waits::{CpuWaits, ExactWaits},
     jvm_counters::{Collecting, JvmReadings},
 };
 use crate::{
@@ -483,6 +483,17 @@ impl Inputs {
             cgroup: user.cgroup.clone(),
             share: used_ns as f64 / over_ns.max(1) as f64,
         })
+    }
+
+    /// The waits of this service for a CPU, and who had it, as hooks measured.
+    pub(super) fn measured_cpu_waits(
+        &self,
+        target: TargetId,
+        targets: &Targets,
+        time: (u64, u64),
+    ) -> Option<CpuWaits> {
+        let is_own = |tgid: u32| targets.of(tgid) == Some(target);
+        self.exact_waits.cpu_waits(target, time, is_own)
     }
 
     /// The CPU use of processes in this time.

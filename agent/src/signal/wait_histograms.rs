@@ -64,7 +64,7 @@ impl WaitHistograms {
     }
 
     /// Adds the waits for a CPU that hooks have measured. Those of a service's first report are left out: they were estimated
-    /// already.
+    /// already, up to the last sample.
     pub fn read_exact(&mut self, now_ns: u64, report: &HookReport) {
         if !report.is_attached {
             self.exact.clear();

@@ -137,6 +137,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
         &[
             "case",
             "classify",
+            "exact_waits",
             "held_pool",
             "inputs",
             "jvm_counters",
@@ -148,7 +149,7 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
             "words",
         ],
     ),
-    ("open_episode", &["rules"]),
+    ("open_episode", &["exact_waits", "rules"]),
 ];
 
 /// The same within `diagnose/rules`: what the rules share, then one file per cause, then the table of all rules, then the engine

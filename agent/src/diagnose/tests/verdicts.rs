@@ -449,10 +449,32 @@ fn what_hooks_measured_decides_who_had_the_cpu() {
         evidence.contains("waits for a CPU in 750 ms: mean 8.0 ms, p99 8.0 ms, longest 8.0 ms, of which spin (77) had the CPU for 7.0 ms"),
         "{evidence}"
     );
-    // A process that is not known, and the service itself, are not blamed.
-    for other in [10, 55] {
-        assert_eq!(culprit(&verdict(other)).1, Some(99));
-    }
+    // A process that is not known is not blamed.
+    assert_eq!(culprit(&verdict(55)).1, Some(99));
+    // Its own threads had the CPU: the hog uses another one.
+    assert_eq!(verdict(10).cause, Cause::CpuBound);
+}
+
+#[test]
+fn an_explanation_has_what_hooks_measured_beside_the_estimate() {
+    let mut scene = starved("foreign_share");
+    scene.explain();
+    scene.sample().hooks = Some(measured(10));
+    scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
+    let verdict = scene.verdict(&filling());
+    let explanation = verdict.explanation.unwrap();
+    let rules = explanation.rules.iter();
+    let mut checks = rules.filter(|rule| rule.cause == Cause::CpuStarved);
+    let checks = &checks.next().unwrap().checks;
+    let value = |name: &str| {
+        let check = checks.iter().find(|check| check.name.starts_with(name));
+        check.unwrap_or_else(|| panic!("no {name}")).value.unwrap()
+    };
+    assert!(value("time others had the CPU, estimated") > 0.5);
+    assert!(value("share of the longest waits") < 1e-9);
+    // 8 ms in each 25 ms.
+    assert!((value("threads of the service waiting") - 0.32).abs() < 1e-9);
+    assert!(value("threads that serve the queue waiting") > 0.5);
 }
 
 #[test]

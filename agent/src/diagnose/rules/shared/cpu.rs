@@ -2,7 +2,7 @@
 
 use super::culprit;
 use crate::{
-    diagnose::{case::Case, inputs::LONG_TURN_NS, rules::checks::Checks},
+    diagnose::{case::Case, exact_waits::CpuWaits, inputs::LONG_TURN_NS, rules::checks::Checks},
     event::{Activity, Culprit, explain::Unit},
 };
 
@@ -10,7 +10,8 @@ use crate::{
 /// The recorded incidents `cpu-neighbour` and `quota` test the value.
 const MIN_TAKEN: f64 = 0.25;
 
-/// Shares of the wall time of the threads that serve the queue, 0 to 1.
+/// Shares of the wall time of the threads that serve the queue, 0 to 1. How long they waited for a CPU is known from samples. Who had
+/// it is estimated from the CPU time of all processes, whatever their CPUs; if hooks measured the longest waits, it is known.
 pub(in crate::diagnose::rules) struct CpuTime {
     /// On a CPU, or waiting for one.
     pub(in crate::diagnose::rules) needed: f64,
@@ -20,13 +21,37 @@ pub(in crate::diagnose::rules) struct CpuTime {
     own: f64,
     /// Kept off the CPU by the control group's quota.
     throttled: f64,
+    measured: Option<Measured>,
+}
+
+/// What hooks measured, and what samples say instead.
+struct Measured {
+    waits: CpuWaits,
+    /// The share that others had the CPU, as estimated.
+    estimated_foreign: f64,
+    /// Mean number of threads that waited for a CPU, as sampled.
+    sampled_threads: f64,
 }
 
 impl CpuTime {
     pub(in crate::diagnose::rules) fn of(case: Case<'_>) -> Self {
-        let foreign = case.share(Activity::RunnableForeign) + case.share(Activity::Stolen);
-        let own = case.share(Activity::RunnableOwn);
+        let stolen = case.share(Activity::Stolen);
+        let estimated_foreign = case.share(Activity::RunnableForeign);
+        let estimated_own = case.share(Activity::RunnableOwn);
         let throttled = case.share(Activity::Throttled);
+        let waiting = estimated_foreign + estimated_own;
+        let (target, targets) = (case.target(), case.view.targets);
+        let waits = case.inputs.measured_cpu_waits(target, targets, case.time());
+        let (foreign, own) = match waits {
+            Some(waits) => (waiting * waits.foreign, waiting * (1.0 - waits.foreign)),
+            None => (estimated_foreign, estimated_own),
+        };
+        let measured = waits.map(|waits| Measured {
+            waits,
+            estimated_foreign: estimated_foreign + stolen,
+            sampled_threads: (waiting + stolen + throttled) * case.threads() as f64,
+        });
+        let foreign = foreign + stolen;
         Self {
             needed: Activity::NEEDS_CPU
                 .iter()
@@ -35,6 +60,39 @@ impl CpuTime {
             foreign,
             own,
             throttled,
+            measured,
+        }
+    }
+
+    /// For `--explain`: the numbers from samples beside those that hooks measured, which decide.
+    fn explain(&self, checks: &mut Checks) {
+        let Some(measured) = &self.measured else {
+            return;
+        };
+        let numbers = [
+            (
+                "time others had the CPU, estimated from samples",
+                measured.estimated_foreign,
+                Unit::Ratio,
+            ),
+            (
+                "share of the longest waits in which others had the CPU, measured by hooks",
+                measured.waits.foreign,
+                Unit::Ratio,
+            ),
+            (
+                "threads of the service waiting for a CPU, measured by hooks",
+                measured.waits.threads,
+                Unit::Count,
+            ),
+            (
+                "threads that serve the queue waiting for a CPU, from samples",
+                measured.sampled_threads,
+                Unit::Count,
+            ),
+        ];
+        for (name, value, unit) in numbers {
+            checks.context(name, Some(value), unit);
         }
     }
 
@@ -57,6 +115,7 @@ impl CpuTime {
 
     /// Other services or the hypervisor take enough of the time to be the cause.
     pub(in crate::diagnose::rules) fn is_starved(&self, checks: &mut Checks) -> bool {
+        self.explain(checks);
         let enough = checks.at_least(
             "time others had the CPU",
             self.foreign,
