@@ -144,8 +144,8 @@ pub fn neighbour(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The same, while a daemon of the service computes on another CPU. So the service uses more CPU time than its neighbour, and only hooks
-/// can see which of the two its workers wait for.
+/// The same, while another process computes on another CPU. That one uses more CPU time than the neighbour, and only hooks can see
+/// which of the two the workers wait for.
 pub fn neighbour_of_workers(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", "1024")?;
     let other = CpuGroup::new("neighbour", "1024")?;

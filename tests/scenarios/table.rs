@@ -285,7 +285,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "cpu-neighbour-hooks",
-        on: "uWSGI with a busy daemon on another CPU, beside stress-ng, with `--tier watch`",
+        on: "uWSGI beside stress-ng, and a busier process on another CPU, with `--tier watch`",
         planted: Some(planted("cpu_starved", &["accept", "runqueue"])),
         programs: &[UWSGI, "stress-ng", "taskset"],
         modules: &[],

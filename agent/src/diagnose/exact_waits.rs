@@ -14,8 +14,11 @@ const KEPT_NS: u64 = 20_000_000_000;
 /// The thread that had the CPU during the longest waits is known from this many of them on. There is one a second for each
 /// process and kind of wait.
 const MIN_WORST_WAITS: usize = 3;
-/// It must have had the CPU for this share of them.
+/// It must have had the CPU for this share of the time that other services had it.
 const MIN_CULPRIT_SHARE: f64 = 0.5;
+/// Who had the CPU must be known for this share of the longest waits: hooks see only the last thread before the one that waited, and
+/// where several take turns, each has a part of the wait.
+const MIN_KNOWN_SHARE: f64 = 0.2;
 
 /// Different lengths of waits that are kept for an episode. Hooks have 832; a recording may contain any.
 const MAX_LENGTHS: usize = 1_024;
@@ -107,7 +110,8 @@ impl ExactWaits {
         ))
     }
 
-    /// The process that had the CPU for most of the longest waits for one, if it is not the service's own.
+    /// The process that had the CPU for most of the time that other services had it during the longest waits, if they had it for more
+    /// of that time than its own threads.
     pub(super) fn has_the_cpu(
         &self,
         target: TargetId,
@@ -115,20 +119,29 @@ impl ExactWaits {
         is_own: impl Fn(u32) -> bool,
     ) -> Option<u32> {
         let worst = self.longest_for_cpu(target, time)?;
-        let mut had_ns: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut foreign: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut own_ns = 0_u64;
         for one in &worst {
-            if let Some(culprit) = &one.culprit {
-                let sum = had_ns.entry(culprit.tgid).or_default();
-                *sum = sum.saturating_add(one.culprit_ns);
-            }
+            let Some(culprit) = &one.culprit else {
+                continue;
+            };
+            let sum = if is_own(culprit.tgid) {
+                &mut own_ns
+            } else {
+                foreign.entry(culprit.tgid).or_default()
+            };
+            *sum = sum.saturating_add(one.culprit_ns);
         }
-        let (tgid, had_ns) = had_ns.into_iter().max_by_key(|(_, ns)| *ns)?;
-        let is_most = had_ns as f64 >= waited_ns(&worst) as f64 * MIN_CULPRIT_SHARE;
-        (is_most && !is_own(tgid)).then_some(tgid)
+        let foreign_ns = foreign
+            .values()
+            .fold(0_u64, |sum, ns| sum.saturating_add(*ns));
+        let (tgid, had_ns) = foreign.into_iter().max_by_key(|(_, ns)| *ns)?;
+        let is_known = foreign_ns as f64 >= waited_ns(&worst) as f64 * MIN_KNOWN_SHARE;
+        let is_most = had_ns as f64 >= foreign_ns as f64 * MIN_CULPRIT_SHARE;
+        (is_known && is_most && foreign_ns > own_ns).then_some(tgid)
     }
 
-    /// The waits of a service for a CPU, and who had it. `None`: hooks measured too few, or do not know who had it for most of the
-    /// longest.
+    /// The waits of a service for a CPU, and who had it. `None`: hooks measured too few, or know too little of who had it.
     pub(super) fn cpu_waits(
         &self,
         target: TargetId,
@@ -145,7 +158,7 @@ impl ExactWaits {
         };
         let (own_ns, foreign_ns) = (had_ns(true), had_ns(false));
         let known_ns = own_ns + foreign_ns;
-        if known_ns <= 0.0 || known_ns < waited_ns(&worst) as f64 * MIN_CULPRIT_SHARE {
+        if known_ns <= 0.0 || known_ns < waited_ns(&worst) as f64 * MIN_KNOWN_SHARE {
             return None;
         }
         let (mut total_ns, mut covered_ns) = (0_u64, 0_u64);
@@ -347,10 +360,10 @@ mod tests {
         let mixed = of([Some(10), Some(10), Some(10), Some(20)]).unwrap();
         assert!((mixed.foreign - 0.25).abs() < 1e-9, "{mixed:?}");
         assert!((mixed.threads - 0.005).abs() < 1e-9, "{mixed:?}");
-        // A CPU that was idle before says nothing; if that is so for most of the time, neither do the others.
+        // A CPU that was idle before says nothing.
         let known = of([Some(10), Some(10), None, None]).unwrap();
         assert!(known.foreign < 1e-9, "{known:?}");
-        assert_eq!(of([Some(10), None, None, None]), None);
+        assert_eq!(of([None, None, None, None]), None);
     }
 
     #[test]
