@@ -71,7 +71,7 @@ fn compare_with_the_programs_clock() -> Result<()> {
     let times = reader.wait_line("times ", DEADLINE)?.text;
     let numbers = times.split_whitespace().skip(1).map(str::parse::<f64>);
     let numbers: Vec<f64> = numbers.collect::<Result<_, _>>()?;
-    let [reads, mean_ns, p99_ns, ..] = numbers[..] else {
+    let [reads, mean_ns, ..] = numbers[..] else {
         bail!("unexpected line {times:?}");
     };
     let waits = exact_waits::measured(&diagnose, reader.pid())?;
@@ -100,7 +100,7 @@ fn compare_with_the_programs_clock() -> Result<()> {
     compare("mean in JSON", mean, json("mean_ns")?)?;
     let quantile = |q: &str| value(&native, &format!("histogram_quantile({q}, {READS})"));
     let (p50, p99) = (quantile("0.5")?, quantile("0.99")?);
-    compare("p99", p99, p99_ns / 1e9)?;
+    // The program's own 99th percentile is of other ranks: it does not count the read that finds the end of the FIFO.
     compare("p99 in JSON", p99, json("p99_ns")?)?;
     compare("p50 in JSON", p50, json("p50_ns")?)?;
 
