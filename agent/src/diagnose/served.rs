@@ -33,7 +33,7 @@ pub(super) struct Served {
     pub(super) connections: u64,
     /// Those with a call without a response, or with a response under way.
     pub(super) busy: u64,
-    /// Those that carry nothing while their other end is idle in a transaction.
+    /// Those that have carried nothing for a while, with their other end idle in a transaction.
     pub(super) held: u64,
     /// How long the longest of these transactions has been idle, ns.
     pub(super) held_ns: u64,
@@ -115,12 +115,16 @@ impl Served {
                 places.entry(at).or_default().push((age_ns, cookie));
                 continue;
             }
+            // Between two statements of a transaction that goes on.
+            if link.since_data_ns < MIN_SILENT_NS {
+                continue;
+            }
             if let Some(since_ns) = idle_in_transaction_since_ns(link, topology) {
                 served.held += 1;
                 let idle_ns = now_ns.saturating_sub(since_ns).max(link.since_data_ns);
                 served.held_ns = served.held_ns.max(idle_ns);
                 silent.push(link);
-            } else if link.since_data_ns >= MIN_SILENT_NS && !link.sent_last {
+            } else if !link.sent_last {
                 silent.push(link);
             }
         }

@@ -76,13 +76,19 @@ pub(super) const HELD: Rule = Rule {
             matches!(first.resource, Resource::Pipe(_)),
             false,
         );
+        let for_clients = held_for_clients(case);
+        checks.is(
+            "clients hold the connections over which the service passes their requests on",
+            for_clients.is_some(),
+            true,
+        );
+        if let Some(served) = for_clients.filter(|_| idle) {
+            return Some(held_by_clients(case, &served));
+        }
         let held = held_here(case);
         describe_held(held.as_ref(), checks);
         let held = held.filter(|_| idle && pipe)?;
-        Some(match held_for_clients(case) {
-            Some(served) => held_by_clients(case, &served),
-            None => held_finding(case, &held),
-        })
+        Some(held_finding(case, &held))
     },
 };
 

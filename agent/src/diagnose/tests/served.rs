@@ -242,6 +242,16 @@ fn requests_in_flight_at_the_pooler_wait_for_the_same_client() {
 }
 
 #[test]
+fn a_transaction_that_goes_on_holds_no_connection() {
+    let mut scene = pooler(IN_TRANSACTION, [OTHER, OTHER]);
+    for connection in &mut scene.sample().connections {
+        connection.since_received_ns = 200_000_000;
+    }
+    let verdict = verdict(scene, &[local(5432)], &pooler_threads());
+    assert_ne!(verdict.cause, Cause::PoolExhausted);
+}
+
+#[test]
 fn a_holder_is_not_named_if_clients_of_several_services_could_be_it() {
     let scene = pooler(IN_TRANSACTION, [OTHER, OTHER + 1]);
     let verdict = verdict(scene, &[local(5432)], &pooler_threads());
