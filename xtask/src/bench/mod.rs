@@ -5,6 +5,7 @@
 //! busy machine.
 
 mod adapters;
+mod app;
 mod cpu;
 mod figure;
 mod footprint;
@@ -57,6 +58,8 @@ enum What {
     Page(page::Args),
     /// Whether adapter clients can delay the agent's samples
     Adapters(adapters::Args),
+    /// What it costs Redis, HAProxy and PgBouncer that the agent asks them for their queues, and what it costs the agent
+    App(app::Args),
     /// Cost of a node agent with 200 pods and 10,000 connections
     Node(node::Args),
     #[command(flatten)]
@@ -83,6 +86,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,
         What::Adapters(args) => adapters::measure(args, &mut report)?,
+        What::App(args) => app::measure(args, &mut report)?,
         What::Node(args) => node::measure(args, &mut report)?,
         What::Page(args) => page::measure(args, &mut report)?,
         What::Overload(args) => code = overload::measure(args, &mut report)?,
