@@ -468,7 +468,6 @@ fn the_counters_of_a_jvm_support_a_verdict_that_is_the_same_without_them() {
     }
 }
 
-/// `cargo xtask calibration` prints these verdicts as a table.
 /// A process on another CPU uses more CPU time than the one that the service waits for.
 #[test]
 fn without_hooks_the_busiest_process_is_blamed_whatever_its_cpu() {
@@ -489,6 +488,7 @@ fn without_hooks_the_busiest_process_is_blamed_whatever_its_cpu() {
     assert_eq!(culprits(&samples), [Some(1085)]);
 }
 
+/// `cargo xtask calibration` prints these verdicts as a table.
 #[test]
 fn confidence_is_earned() {
     let mut calibration = Calibration::default();

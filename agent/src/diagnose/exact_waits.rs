@@ -11,14 +11,20 @@ use crate::{
 
 /// Reports are kept for this time, ns: as long as the longest window that a verdict is made from.
 const KEPT_NS: u64 = 20_000_000_000;
-/// The thread that had the CPU during the longest waits is known from this many of them on. There is one a second for each
-/// process and kind of wait.
-const MIN_WORST_WAITS: usize = 3;
-/// It must have had the CPU for this share of the time that other services had it.
+/// Reports with a longest wait that are needed to judge who had the CPU.
+const MIN_REPORTS: usize = 3;
+/// They must cover this share of the window: hooks may have been attached late, or detached because of their cost.
+const MIN_COVERED_SHARE: f64 = 0.5;
+/// A process must have had the CPU for this share of the time that other services had it to be named.
 const MIN_CULPRIT_SHARE: f64 = 0.5;
 /// Who had the CPU must be known for this share of the longest waits: hooks see only the last thread before the one that waited, and
 /// where several take turns, each has a part of the wait.
 const MIN_KNOWN_SHARE: f64 = 0.2;
+/// The longest waits decide the cause if who had the CPU is known for this share of them.
+const SURE_KNOWN_SHARE: f64 = 0.5;
+/// They stand for the others if they are at least this share of the time of all waits: one long wait a second behind a timer job
+/// says little about a thousand short ones.
+const SURE_LONGEST_SHARE: f64 = 0.2;
 
 /// Different lengths of waits that are kept for an episode. Hooks have 832; a recording may contain any.
 const MAX_LENGTHS: usize = 1_024;
@@ -112,20 +118,15 @@ impl ExactWaits {
 
     /// The process that had the CPU for most of the time that other services had it during the longest waits, if they had it for more
     /// of that time than its own threads.
-    pub(super) fn has_the_cpu(
-        &self,
-        target: TargetId,
-        time: (u64, u64),
-        is_own: impl Fn(u32) -> bool,
-    ) -> Option<u32> {
-        let worst = self.longest_for_cpu(target, time)?;
+    pub(super) fn has_the_cpu(&self, asked: &Asked<'_>) -> Option<u32> {
+        let longest = self.longest_for_cpu(asked)?;
         let mut foreign: BTreeMap<u32, u64> = BTreeMap::new();
         let mut own_ns = 0_u64;
-        for one in &worst {
+        for one in &longest {
             let Some(culprit) = &one.culprit else {
                 continue;
             };
-            let sum = if is_own(culprit.tgid) {
+            let sum = if (asked.is_own)(culprit.tgid) {
                 &mut own_ns
             } else {
                 foreign.entry(culprit.tgid).or_default()
@@ -136,52 +137,84 @@ impl ExactWaits {
             .values()
             .fold(0_u64, |sum, ns| sum.saturating_add(*ns));
         let (tgid, had_ns) = foreign.into_iter().max_by_key(|(_, ns)| *ns)?;
-        let is_known = foreign_ns as f64 >= waited_ns(&worst) as f64 * MIN_KNOWN_SHARE;
+        let is_known = foreign_ns as f64 >= waited_ns(&longest) as f64 * MIN_KNOWN_SHARE;
         let is_most = had_ns as f64 >= foreign_ns as f64 * MIN_CULPRIT_SHARE;
         (is_known && is_most && foreign_ns > own_ns).then_some(tgid)
     }
 
-    /// The waits of a service for a CPU, and who had it. `None`: hooks measured too few, or know too little of who had it.
-    pub(super) fn cpu_waits(
-        &self,
-        target: TargetId,
-        time: (u64, u64),
-        is_own: impl Fn(u32) -> bool,
-    ) -> Option<CpuWaits> {
-        let worst = self.longest_for_cpu(target, time)?;
+    /// The waits for a CPU, and who had it. `None`: hooks measured too few, or know too little of who had it.
+    pub(super) fn cpu_waits(&self, asked: &Asked<'_>) -> Option<CpuWaits> {
+        let longest = self.longest_for_cpu(asked)?;
         let had_ns = |own: bool| {
-            let of = worst.iter().filter(|one| {
+            let of = longest.iter().filter(|one| {
                 let culprit = one.culprit.as_ref();
-                culprit.is_some_and(|culprit| is_own(culprit.tgid) == own)
+                culprit.is_some_and(|culprit| (asked.is_own)(culprit.tgid) == own)
             });
             of.fold(0_u64, |sum, one| sum.saturating_add(one.culprit_ns)) as f64
         };
         let (own_ns, foreign_ns) = (had_ns(true), had_ns(false));
         let known_ns = own_ns + foreign_ns;
-        if known_ns <= 0.0 || known_ns < waited_ns(&worst) as f64 * MIN_KNOWN_SHARE {
+        let longest_ns = waited_ns(&longest) as f64;
+        if known_ns <= 0.0 || known_ns < longest_ns * MIN_KNOWN_SHARE {
             return None;
         }
         let (mut total_ns, mut covered_ns) = (0_u64, 0_u64);
-        for report in self.within(time) {
+        for report in self.within(asked.time) {
             covered_ns = covered_ns.saturating_add(report.interval_ns);
-            if let Some(waits) = report.waits.get(&(target, MeasuredKind::Cpu)) {
+            if let Some(waits) = report.waits.get(&(asked.target, MeasuredKind::Cpu)) {
                 total_ns = total_ns.saturating_add(waits.distribution.total_ns);
             }
         }
         Some(CpuWaits {
             foreign: foreign_ns / known_ns,
             threads: total_ns as f64 / covered_ns.max(1) as f64,
+            is_sure: known_ns >= longest_ns * SURE_KNOWN_SHARE
+                && longest_ns >= total_ns as f64 * SURE_LONGEST_SHARE,
         })
     }
 
-    /// The longest waits for a CPU, if there are enough of them.
-    fn longest_for_cpu(&self, target: TargetId, time: (u64, u64)) -> Option<Vec<&WorstWait>> {
-        let waits = self
-            .within(time)
-            .filter_map(|report| report.waits.get(&(target, MeasuredKind::Cpu)));
-        let worst: Vec<&WorstWait> = waits.flat_map(|waits| &waits.worst).collect();
-        (worst.len() >= MIN_WORST_WAITS).then_some(worst)
+    /// The longest waits for a CPU of the threads that serve the queue, if they were measured in enough of the window.
+    fn longest_for_cpu(&self, asked: &Asked<'_>) -> Option<Vec<&WorstWait>> {
+        let (from_ns, to_ns) = asked.time;
+        let (mut covered_ns, mut reports) = (0_u64, 0);
+        let mut longest = Vec::new();
+        for report in self.within(asked.time) {
+            let began_ns = report.at_ns.saturating_sub(report.interval_ns);
+            let within_ns = report
+                .at_ns
+                .min(to_ns)
+                .saturating_sub(began_ns.max(from_ns));
+            covered_ns = covered_ns.saturating_add(within_ns);
+            let known = longest.len();
+            let waits = report.waits.get(&(asked.target, MeasuredKind::Cpu));
+            longest.extend(
+                waits
+                    .into_iter()
+                    .flat_map(|waits| &waits.worst)
+                    .filter(|one| {
+                        let ended_ns = one.mono_ns.clamp(began_ns, report.at_ns);
+                        let is_within =
+                            ended_ns > from_ns && ended_ns.saturating_sub(one.wait_ns) < to_ns;
+                        is_within && (asked.serves)(one.tid)
+                    }),
+            );
+            reports += usize::from(longest.len() > known);
+        }
+        let window_ns = to_ns.saturating_sub(from_ns);
+        let is_covered = covered_ns as f64 >= window_ns as f64 * MIN_COVERED_SHARE;
+        (is_covered && reports >= MIN_REPORTS).then_some(longest)
     }
+}
+
+/// Whose waits for a CPU, and when.
+pub(super) struct Asked<'a> {
+    pub(super) target: TargetId,
+    /// From and to, CLOCK_MONOTONIC, ns.
+    pub(super) time: (u64, u64),
+    /// Whether a process belongs to the service.
+    pub(super) is_own: &'a dyn Fn(u32) -> bool,
+    /// Whether a thread serves the queue. Other threads of the service may wait for other reasons.
+    pub(super) serves: &'a dyn Fn(u32) -> bool,
 }
 
 /// What hooks measured of the waits of a service for a CPU.
@@ -189,12 +222,14 @@ impl ExactWaits {
 pub(super) struct CpuWaits {
     /// Share of the longest waits in which other services had the CPU, 0 to 1; its own threads had it for the rest.
     pub(super) foreign: f64,
-    /// Mean number of threads that waited, by the sum of all waits.
+    /// Mean number of threads of the service that waited, by the sum of all waits.
     pub(super) threads: f64,
+    /// The longest waits are a good part of all, and who had the CPU is known for most of them.
+    pub(super) is_sure: bool,
 }
 
-fn waited_ns(worst: &[&WorstWait]) -> u64 {
-    let waits = worst.iter().map(|one| one.wait_ns);
+fn waited_ns(longest: &[&WorstWait]) -> u64 {
+    let waits = longest.iter().map(|one| one.wait_ns);
     waits.fold(0, u64::saturating_add)
 }
 
@@ -296,10 +331,22 @@ mod tests {
         }
     }
 
+    fn asked(seconds: u64) -> Asked<'static> {
+        Asked {
+            target: 1,
+            time: (0, seconds * SECOND),
+            is_own: &|tgid| tgid == 10,
+            serves: &|_| true,
+        }
+    }
+
     /// A second with these waits after another.
     fn measured(waits: impl IntoIterator<Item = ExactWait>) -> ExactWaits {
         let mut exact = ExactWaits::default();
-        for (wait, second) in waits.into_iter().zip(1..) {
+        for (mut wait, second) in waits.into_iter().zip(1..) {
+            if let Some(worst) = wait.worst.as_mut().filter(|worst| worst.mono_ns == 0) {
+                worst.mono_ns = second * SECOND;
+            }
             let report = HookReport {
                 interval_ns: SECOND,
                 waits: vec![wait],
@@ -337,7 +384,7 @@ mod tests {
         let of = |culprits: [Option<u32>; 4]| {
             let waits = culprits.map(|culprit| wait(ExactWaitKind::Woken, 5, culprit));
             let exact = measured(waits);
-            exact.has_the_cpu(1, (0, 9 * SECOND), |tgid| tgid == 10)
+            exact.has_the_cpu(&asked(5))
         };
         assert_eq!(of([Some(20), Some(20), Some(30), None]), Some(20));
         assert_eq!(of([Some(20), Some(30), Some(40), None]), None);
@@ -347,7 +394,7 @@ mod tests {
             "its own"
         );
         let too_few = measured([wait(ExactWaitKind::Woken, 5, Some(20))]);
-        assert_eq!(too_few.has_the_cpu(1, (0, 9 * SECOND), |_| false), None);
+        assert_eq!(too_few.has_the_cpu(&asked(1)), None);
     }
 
     #[test]
@@ -355,15 +402,61 @@ mod tests {
         let of = |culprits: [Option<u32>; 4]| {
             let waits = culprits.map(|culprit| wait(ExactWaitKind::Woken, 5, culprit));
             let exact = measured(waits);
-            exact.cpu_waits(1, (0, 9 * SECOND), |tgid| tgid == 10)
+            exact.cpu_waits(&asked(5))
         };
         let mixed = of([Some(10), Some(10), Some(10), Some(20)]).unwrap();
         assert!((mixed.foreign - 0.25).abs() < 1e-9, "{mixed:?}");
         assert!((mixed.threads - 0.005).abs() < 1e-9, "{mixed:?}");
+        assert!(mixed.is_sure);
         // A CPU that was idle before says nothing.
         let known = of([Some(10), Some(10), None, None]).unwrap();
-        assert!(known.foreign < 1e-9, "{known:?}");
+        assert!(known.foreign < 1e-9 && known.is_sure, "{known:?}");
+        let less = of([Some(10), None, None, None]).unwrap();
+        assert!(!less.is_sure, "{less:?}");
         assert_eq!(of([None, None, None, None]), None);
+    }
+
+    #[test]
+    fn waits_that_do_not_represent_the_window_or_the_queue_decide_nothing() {
+        let waits = || [(); 4].map(|()| wait(ExactWaitKind::Woken, 5, Some(20)));
+        let exact = measured(waits());
+        assert!(exact.cpu_waits(&asked(8)).is_some());
+        assert_eq!(
+            exact.cpu_waits(&asked(9)),
+            None,
+            "less than half of the window"
+        );
+        let other_threads = Asked {
+            serves: &|tid| tid == 11,
+            ..asked(5)
+        };
+        assert_eq!(exact.cpu_waits(&other_threads), None);
+        assert_eq!(exact.has_the_cpu(&other_threads), None);
+        // Several waits of one report are of one moment.
+        let mut at_once = ExactWaits::default();
+        let report = HookReport {
+            interval_ns: SECOND,
+            waits: waits().to_vec(),
+            ..HookReport::default()
+        };
+        at_once.read(SECOND, &report, |_| true);
+        assert_eq!(at_once.cpu_waits(&asked(1)), None);
+        // The first of three ended before the window.
+        let before = Asked {
+            time: (SECOND / 2, 4 * SECOND),
+            ..asked(5)
+        };
+        let mut early = waits();
+        for wait in &mut early {
+            wait.worst.as_mut().unwrap().mono_ns = SECOND / 4;
+        }
+        assert_eq!(measured(early[..3].to_vec()).cpu_waits(&before), None);
+        // One long wait a second among a thousand short ones.
+        let rare = waits().map(|mut wait| {
+            wait.distribution.total_ns = 1_000 * MS;
+            wait
+        });
+        assert!(!measured(rare).cpu_waits(&asked(5)).unwrap().is_sure);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    exact_waits::{CpuWaits, ExactWaits},
+    exact_waits::{Asked, CpuWaits, ExactWaits},
     jvm_counters::{Collecting, JvmReadings},
 };
 use crate::{
@@ -460,40 +460,33 @@ impl Inputs {
         known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
     }
 
-    /// The process outside this service that had the CPU for most of the longest waits for one, as hooks measured.
-    pub(super) fn measured_hog(
-        &self,
-        target: TargetId,
-        targets: &Targets,
-        time: (u64, u64),
-    ) -> Option<Hog> {
-        let is_own = |tgid: u32| targets.of(tgid) == Some(target);
-        let culprit = self.exact_waits.has_the_cpu(target, time, is_own)?;
+    /// The process outside this service that had the CPU for most of the time that others had it in the longest waits, as
+    /// hooks measured.
+    pub(super) fn measured_culprit(&self, asked: &Asked<'_>) -> Option<u32> {
+        self.exact_waits.has_the_cpu(asked)
+    }
+
+    /// The waits of this service for a CPU, and who had it, as hooks measured.
+    pub(super) fn measured_cpu_waits(&self, asked: &Asked<'_>) -> Option<CpuWaits> {
+        self.exact_waits.cpu_waits(asked)
+    }
+
+    /// The CPU use of this process, if samples have it.
+    pub(super) fn cpu_user(&self, tgid: u32, time: (u64, u64)) -> Option<Hog> {
         let (mut used_ns, mut over_ns, mut found) = (0_u64, 0_u64, None);
         for (_, elapsed_ns, cpu_users) in self.cpu_users_within(time) {
             over_ns = over_ns.saturating_add(*elapsed_ns);
-            if let Some(user) = cpu_users.iter().find(|user| user.tgid == culprit) {
+            if let Some(user) = cpu_users.iter().find(|user| user.tgid == tgid) {
                 used_ns = used_ns.saturating_add(user.cpu_ns);
                 found = Some(user);
             }
         }
         found.map(|user| Hog {
-            tgid: culprit,
+            tgid,
             name: user.name.clone(),
             cgroup: user.cgroup.clone(),
             share: used_ns as f64 / over_ns.max(1) as f64,
         })
-    }
-
-    /// The waits of this service for a CPU, and who had it, as hooks measured.
-    pub(super) fn measured_cpu_waits(
-        &self,
-        target: TargetId,
-        targets: &Targets,
-        time: (u64, u64),
-    ) -> Option<CpuWaits> {
-        let is_own = |tgid: u32| targets.of(tgid) == Some(target);
-        self.exact_waits.cpu_waits(target, time, is_own)
     }
 
     /// The CPU use of processes in this time.

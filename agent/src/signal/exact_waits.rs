@@ -26,7 +26,7 @@ const MAX_SERIES_OF_TARGET: usize = 64;
 const OTHER_CALLS: &str = "other";
 /// Nanoseconds per second.
 const SECOND: f64 = 1e9;
-/// How long an exemplar is kept for longer waits, seconds: Prometheus scrapes as often or more often.
+/// Until an exemplar is this old, seconds, only a longer wait replaces it. The scrape interval that the guide recommends.
 const EXEMPLAR_KEPT_S: i64 = 15;
 /// Characters of a thread's name in an exemplar, whose labels Prometheus limits to 128. A name has 15; escaped, it may have more.
 const MAX_NAME_CHARS: usize = 32;

@@ -67,7 +67,11 @@ impl WaitHistograms {
     /// already, up to the last sample.
     pub fn read_exact(&mut self, now_ns: u64, report: &HookReport) {
         if !report.is_attached {
-            self.exact.clear();
+            // Until now, waits were measured; from the next sample on, they are estimated.
+            let expired_ns = now_ns.saturating_sub(EXACT_FOR_NS);
+            self.exact
+                .values_mut()
+                .for_each(|at_ns| *at_ns = expired_ns);
         }
         let mut measured: BTreeMap<TargetId, Vec<&Distribution>> = BTreeMap::new();
         for wait in &report.waits {
@@ -222,7 +226,7 @@ mod tests {
         assert_eq!(sample(2, Some(&exact)), (0, 20), "it was estimated");
         assert_eq!(sample(3, Some(&exact)), (10, 30));
         assert_eq!(sample(4, Some(&exact)), (20, 40));
-        assert_eq!(sample(5, Some(&report(false, 7_000))), (20, 40), "detached");
-        assert_eq!(sample(6, None), (20, 50), "estimated again");
+        assert_eq!(sample(5, Some(&report(false, 7_000))), (30, 50), "detached");
+        assert_eq!(sample(6, None), (30, 60), "estimated again");
     }
 }

@@ -21,14 +21,14 @@ pub(super) const OTHERS_HAVE_THE_CPU: Rule = Rule {
     name: "others have the CPU",
     scope: Scope::Cpu,
     basis: Basis::Time,
-    test: |case, checks| CpuTime::of(case).is_starved(checks).then(|| finding(case)),
+    test: |case, checks| {
+        let cpu = CpuTime::of(case);
+        cpu.is_starved(checks).then(|| finding(case, &cpu))
+    },
 };
 
-fn finding(case: Case<'_>) -> Finding {
-    let (inputs, targets) = (case.inputs, case.view.targets);
-    let hog = inputs
-        .measured_hog(case.target(), targets, case.time())
-        .or_else(|| inputs.hog(case.target(), targets, case.time()));
+fn finding(case: Case<'_>, cpu: &CpuTime) -> Finding {
+    let (hog, confidence) = cpu.hog(case);
     let fact = hog.as_ref().map(|hog| {
         format!(
             "{} ({}) uses {} of a CPU",
@@ -49,6 +49,8 @@ fn finding(case: Case<'_>) -> Finding {
         )
     })
     .fact(fact)
+    .share(cpu.foreign)
+    .at_most(confidence)
 }
 
 fn culprit(case: Case<'_>, hog: Hog) -> Culprit {

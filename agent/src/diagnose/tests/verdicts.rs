@@ -395,6 +395,7 @@ fn starved(by: &'static str) -> Scene {
 fn measured(culprit: u32) -> HookReport {
     let worst = WorstWait {
         wait_ns: 8_000_000,
+        tid: 10,
         culprit: Some(WaitParty {
             tgid: culprit,
             tid: culprit,
@@ -435,7 +436,7 @@ fn what_hooks_measured_decides_who_had_the_cpu() {
         };
         scene.sample().cpu_users.push(quieter);
         scene.sample().hooks = Some(measured(culprit));
-        scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
+        scene.take_samples(100, &[thread(10, 0).state(State::Runnable)]);
         scene.verdict(&filling())
     };
     let blamed = verdict(77);
@@ -446,13 +447,33 @@ fn what_hooks_measured_decides_who_had_the_cpu() {
     );
     let evidence = &blamed.evidence;
     assert!(
-        evidence.contains("waits for a CPU in 750 ms: mean 8.0 ms, p99 8.0 ms, longest 8.0 ms, of which spin (77) had the CPU for 7.0 ms"),
+        evidence.contains("waits for a CPU in 2.5 s: mean 8.0 ms, p99 8.0 ms, longest 8.0 ms, of which spin (77) had the CPU for 7.0 ms"),
         "{evidence}"
     );
-    // A process that is not known is not blamed.
-    assert_eq!(culprit(&verdict(55)).1, Some(99));
+    // A process that samples do not have is not blamed, nor is another one.
+    let unknown = verdict(55);
+    assert_eq!((unknown.cause, unknown.culprit), (Cause::CpuStarved, None));
+    assert_eq!(unknown.confidence, Confidence::Medium);
     // Its own threads had the CPU: the hog uses another one.
     assert_eq!(verdict(10).cause, Cause::CpuBound);
+}
+
+#[test]
+fn hooks_find_others_where_the_estimate_says_own_threads() {
+    let mut scene = starved("own_share");
+    scene.sample().hooks = Some(measured(99));
+    scene.take_samples(100, &[thread(10, 0).state(State::Runnable)]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::CpuStarved);
+    assert_eq!(culprit(&verdict).1, Some(99));
+}
+
+#[test]
+fn waits_for_a_quota_are_not_blamed_on_who_ran_meanwhile() {
+    let mut scene = starved("quota_share");
+    scene.sample().hooks = Some(measured(99));
+    scene.take_samples(100, &[thread(10, 0).state(State::Runnable)]);
+    assert_eq!(scene.verdict(&filling()).cause, Cause::CpuThrottled);
 }
 
 #[test]
@@ -460,7 +481,7 @@ fn an_explanation_has_what_hooks_measured_beside_the_estimate() {
     let mut scene = starved("foreign_share");
     scene.explain();
     scene.sample().hooks = Some(measured(10));
-    scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
+    scene.take_samples(100, &[thread(10, 0).state(State::Runnable)]);
     let verdict = scene.verdict(&filling());
     let explanation = verdict.explanation.unwrap();
     let rules = explanation.rules.iter();

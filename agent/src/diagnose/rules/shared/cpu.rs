@@ -2,8 +2,13 @@
 
 use super::culprit;
 use crate::{
-    diagnose::{case::Case, exact_waits::CpuWaits, inputs::LONG_TURN_NS, rules::checks::Checks},
-    event::{Activity, Culprit, explain::Unit},
+    diagnose::{
+        case::Case,
+        exact_waits::{Asked, CpuWaits},
+        inputs::{Hog, LONG_TURN_NS},
+        rules::checks::Checks,
+    },
+    event::{Activity, Confidence, Culprit, explain::Unit},
 };
 
 /// A quota or other processes are the cause if they took at least this share of the time in which threads needed a CPU.
@@ -11,12 +16,13 @@ use crate::{
 const MIN_TAKEN: f64 = 0.25;
 
 /// Shares of the wall time of the threads that serve the queue, 0 to 1. How long they waited for a CPU is known from samples. Who had
-/// it is estimated from the CPU time of all processes, whatever their CPUs; if hooks measured the longest waits, it is known.
+/// it is estimated from the CPU time of all processes, whatever their CPUs; if hooks measured the longest waits, and these represent the
+/// others, they decide.
 pub(in crate::diagnose::rules) struct CpuTime {
     /// On a CPU, or waiting for one.
     pub(in crate::diagnose::rules) needed: f64,
     /// Waiting while other services or the hypervisor had the CPU.
-    foreign: f64,
+    pub(in crate::diagnose::rules) foreign: f64,
     /// Waiting while other threads of the same service had it.
     own: f64,
     /// Kept off the CPU by the control group's quota.
@@ -40,9 +46,10 @@ impl CpuTime {
         let estimated_own = case.share(Activity::RunnableOwn);
         let throttled = case.share(Activity::Throttled);
         let waiting = estimated_foreign + estimated_own;
-        let (target, targets) = (case.target(), case.view.targets);
-        let waits = case.inputs.measured_cpu_waits(target, targets, case.time());
-        let (foreign, own) = match waits {
+        // Hooks count a wait for the quota as one for a CPU, and such waits are the longest. Whoever ran before did not cause them.
+        let waits =
+            asked(case, |asked| case.inputs.measured_cpu_waits(asked)).filter(|_| throttled <= 0.0);
+        let (foreign, own) = match waits.filter(|waits| waits.is_sure) {
             Some(waits) => (waiting * waits.foreign, waiting * (1.0 - waits.foreign)),
             None => (estimated_foreign, estimated_own),
         };
@@ -96,6 +103,22 @@ impl CpuTime {
         }
     }
 
+    /// The process that had the CPU instead, and how sure that is. If hooks measured one that samples do not have, no other is blamed.
+    pub(in crate::diagnose::rules) fn hog(&self, case: Case<'_>) -> (Option<Hog>, Confidence) {
+        let (inputs, time) = (case.inputs, case.time());
+        let busiest = || inputs.hog(case.target(), case.view.targets, time);
+        let Some(measured) = &self.measured else {
+            return (busiest(), Confidence::High);
+        };
+        match asked(case, |asked| inputs.measured_culprit(asked)) {
+            Some(tgid) => match inputs.cpu_user(tgid, time) {
+                Some(hog) if measured.waits.is_sure => (Some(hog), Confidence::High),
+                known => (known, Confidence::Medium),
+            },
+            None => (busiest(), Confidence::Medium),
+        }
+    }
+
     /// The control group's quota takes enough of the time to be the cause.
     pub(in crate::diagnose::rules) fn is_throttled(&self, checks: &mut Checks) -> bool {
         let enough = checks.at_least(
@@ -130,6 +153,22 @@ impl CpuTime {
         );
         enough && most
     }
+}
+
+/// Asks hooks about the threads that serve the queue.
+fn asked<T>(case: Case<'_>, ask: impl FnOnce(&Asked<'_>) -> T) -> T {
+    let (target, targets) = (case.target(), case.view.targets);
+    let members = case.first().map(|first| &first.threads.members);
+    let serves = |tid: u32| {
+        let mut members = members.into_iter().flatten();
+        members.any(|((_, member), _)| *member == tid)
+    };
+    ask(&Asked {
+        target,
+        time: case.time(),
+        is_own: &|tgid| targets.of(tgid) == Some(target),
+        serves: &serves,
+    })
 }
 
 /// Whether the queue is served by one thread, which runs an event loop and has been away from epoll_wait for a long time. A loop
