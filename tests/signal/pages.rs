@@ -185,7 +185,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
     check_notice(
         "run",
         directory_of_another,
-        &["belongs to user 4711", "remove it"],
+        &["belongs to user 4711", "remove that"],
     )?;
     let link = |temp: &Path| {
         shared(&temp.join("run"), 0o777, 0)?;
@@ -193,7 +193,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
         symlink(temp.join("victim"), temp.join("run/tailback"))?;
         Ok(Unchanged(temp.join("victim")))
     };
-    check_notice("run", link, &["is not a directory", "remove it"])
+    check_notice("run", link, &["is not a directory", "remove that"])
 }
 
 /// A directory in which an agent must not create anything.
