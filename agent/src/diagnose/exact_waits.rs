@@ -116,22 +116,17 @@ impl ExactWaits {
         ))
     }
 
-    /// The process that had the CPU for most of the time that other services had it during the longest waits, if they had it for more
-    /// of that time than its own threads.
+    /// The process that had the CPU for most of the time that other services had it during the longest waits. Whether these were the
+    /// cause is another question.
     pub(super) fn has_the_cpu(&self, asked: &Asked<'_>) -> Option<u32> {
         let longest = self.longest_for_cpu(asked)?;
         let mut foreign: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut own_ns = 0_u64;
         for one in &longest {
-            let Some(culprit) = &one.culprit else {
-                continue;
-            };
-            let sum = if (asked.is_own)(culprit.tgid) {
-                &mut own_ns
-            } else {
-                foreign.entry(culprit.tgid).or_default()
-            };
-            *sum = sum.saturating_add(one.culprit_ns);
+            let culprit = one.culprit.as_ref();
+            if let Some(culprit) = culprit.filter(|culprit| !(asked.is_own)(culprit.tgid)) {
+                let sum = foreign.entry(culprit.tgid).or_default();
+                *sum = sum.saturating_add(one.culprit_ns);
+            }
         }
         let foreign_ns = foreign
             .values()
@@ -139,7 +134,14 @@ impl ExactWaits {
         let (tgid, had_ns) = foreign.into_iter().max_by_key(|(_, ns)| *ns)?;
         let is_known = foreign_ns as f64 >= waited_ns(&longest) as f64 * MIN_KNOWN_SHARE;
         let is_most = had_ns as f64 >= foreign_ns as f64 * MIN_CULPRIT_SHARE;
-        (is_known && is_most && foreign_ns > own_ns).then_some(tgid)
+        (is_known && is_most).then_some(tgid)
+    }
+
+    /// Whether this process had the CPU during one of the longest waits.
+    pub(super) fn had_the_cpu(&self, asked: &Asked<'_>, tgid: u32) -> bool {
+        let longest = self.longest_for_cpu(asked).unwrap_or_default();
+        let mut culprits = longest.iter().filter_map(|one| one.culprit.as_ref());
+        culprits.any(|culprit| culprit.tgid == tgid)
     }
 
     /// The waits for a CPU, and who had it. `None`: hooks measured too few, or know too little of who had it.
@@ -388,11 +390,8 @@ mod tests {
         };
         assert_eq!(of([Some(20), Some(20), Some(30), None]), Some(20));
         assert_eq!(of([Some(20), Some(30), Some(40), None]), None);
-        assert_eq!(
-            of([Some(10), Some(10), Some(10), Some(20)]),
-            None,
-            "its own"
-        );
+        assert_eq!(of([Some(10), Some(10), Some(10), Some(20)]), Some(20));
+        assert_eq!(of([Some(10), Some(10), None, None]), None);
         let too_few = measured([wait(ExactWaitKind::Woken, 5, Some(20))]);
         assert_eq!(too_few.has_the_cpu(&asked(1)), None);
     }

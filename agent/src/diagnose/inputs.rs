@@ -466,6 +466,11 @@ impl Inputs {
         self.exact_waits.has_the_cpu(asked)
     }
 
+    /// Whether hooks saw this process have the CPU during one of the longest waits.
+    pub(super) fn was_seen_with_the_cpu(&self, asked: &Asked<'_>, tgid: u32) -> bool {
+        self.exact_waits.had_the_cpu(asked, tgid)
+    }
+
     /// The waits of this service for a CPU, and who had it, as hooks measured.
     pub(super) fn measured_cpu_waits(&self, asked: &Asked<'_>) -> Option<CpuWaits> {
         self.exact_waits.cpu_waits(asked)

@@ -103,7 +103,8 @@ impl CpuTime {
         }
     }
 
-    /// The process that had the CPU instead, and how sure that is. If hooks measured one that samples do not have, no other is blamed.
+    /// The process that had the CPU instead, and how sure that is. If hooks measured, only a process is blamed that they saw: the busiest
+    /// of the machine may use another CPU.
     pub(in crate::diagnose::rules) fn hog(&self, case: Case<'_>) -> (Option<Hog>, Confidence) {
         let (inputs, time) = (case.inputs, case.time());
         let busiest = || inputs.hog(case.target(), case.view.targets, time);
@@ -115,7 +116,11 @@ impl CpuTime {
                 Some(hog) if measured.waits.is_sure => (Some(hog), Confidence::High),
                 known => (known, Confidence::Medium),
             },
-            None => (busiest(), Confidence::Medium),
+            None => {
+                let was_seen =
+                    |hog: &Hog| asked(case, |asked| inputs.was_seen_with_the_cpu(asked, hog.tgid));
+                (busiest().filter(was_seen), Confidence::Medium)
+            }
         }
     }
 
