@@ -17,9 +17,9 @@ const MIN_REPORTS: usize = 3;
 const MIN_COVERED_SHARE: f64 = 0.5;
 /// A process must have had the CPU for this share of the time that other services had it to be named.
 const MIN_CULPRIT_SHARE: f64 = 0.5;
-/// Who had the CPU must be known for this share of the longest waits: hooks see only the last thread before the one that waited, and
-/// where several take turns, each has a part of the wait.
-const MIN_KNOWN_SHARE: f64 = 0.2;
+/// And for this share of the longest waits: hooks see only the last thread before the one that waited, and where several take turns,
+/// each has a part of the wait. The recorded incident `cpu-neighbour-hooks` tests the value: there it is 17%.
+const MIN_NAMED_SHARE: f64 = 0.1;
 /// The longest waits decide the cause if who had the CPU is known for this share of them.
 const SURE_KNOWN_SHARE: f64 = 0.5;
 /// They stand for the others if they are at least this share of the time of all waits: one long wait a second behind a timer job
@@ -132,7 +132,7 @@ impl ExactWaits {
             .values()
             .fold(0_u64, |sum, ns| sum.saturating_add(*ns));
         let (tgid, had_ns) = foreign.into_iter().max_by_key(|(_, ns)| *ns)?;
-        let is_known = foreign_ns as f64 >= waited_ns(&longest) as f64 * MIN_KNOWN_SHARE;
+        let is_known = foreign_ns as f64 >= waited_ns(&longest) as f64 * MIN_NAMED_SHARE;
         let is_most = had_ns as f64 >= foreign_ns as f64 * MIN_CULPRIT_SHARE;
         (is_known && is_most).then_some(tgid)
     }
@@ -144,7 +144,7 @@ impl ExactWaits {
         culprits.any(|culprit| culprit.tgid == tgid)
     }
 
-    /// The waits for a CPU, and who had it. `None`: hooks measured too few, or know too little of who had it.
+    /// The waits for a CPU, and who had it. `None`: hooks measured too few.
     pub(super) fn cpu_waits(&self, asked: &Asked<'_>) -> Option<CpuWaits> {
         let longest = self.longest_for_cpu(asked)?;
         let had_ns = |own: bool| {
@@ -157,9 +157,6 @@ impl ExactWaits {
         let (own_ns, foreign_ns) = (had_ns(true), had_ns(false));
         let known_ns = own_ns + foreign_ns;
         let longest_ns = waited_ns(&longest) as f64;
-        if known_ns <= 0.0 || known_ns < longest_ns * MIN_KNOWN_SHARE {
-            return None;
-        }
         let (mut total_ns, mut covered_ns) = (0_u64, 0_u64);
         for report in self.within(asked.time) {
             covered_ns = covered_ns.saturating_add(report.interval_ns);
@@ -168,9 +165,9 @@ impl ExactWaits {
             }
         }
         Some(CpuWaits {
-            foreign: foreign_ns / known_ns,
+            foreign: foreign_ns / known_ns.max(1.0),
             threads: total_ns as f64 / covered_ns.max(1) as f64,
-            is_sure: known_ns >= longest_ns * SURE_KNOWN_SHARE
+            is_sure: known_ns >= (longest_ns * SURE_KNOWN_SHARE).max(1.0)
                 && longest_ns >= total_ns as f64 * SURE_LONGEST_SHARE,
         })
     }
@@ -412,7 +409,7 @@ mod tests {
         assert!(known.foreign < 1e-9 && known.is_sure, "{known:?}");
         let less = of([Some(10), None, None, None]).unwrap();
         assert!(!less.is_sure, "{less:?}");
-        assert_eq!(of([None, None, None, None]), None);
+        assert!(!of([None, None, None, None]).unwrap().is_sure);
     }
 
     #[test]

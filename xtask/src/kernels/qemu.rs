@@ -27,6 +27,8 @@ const MEMORY_MIB: &str = "1024";
 /// No CMPXCHG16B, which the memory allocator of newer kernels uses if available. QEMU 7.2 has been seen to return from it
 /// with an address in the flags register, which crashes the kernel: 3 of 28 boots of 6.12 with it, 0 of 28 without.
 const CPU: &str = "qemu64,-cx16";
+/// Only emergencies, such as a panic, reach the console: any other message of the kernel could break a line of a check.
+const QUIET: &str = "loglevel=1";
 /// A processor of aarch64 without the features that are slow to emulate (pointer authentication).
 const AARCH64_CPU: &str = "cortex-a72";
 
@@ -95,7 +97,7 @@ fn qemu(kernel: &Kernel, initrd: &Scratch) -> Cmd {
         .arg("-initrd")
         .arg(&initrd.0)
         .arg("-append")
-        .arg(format!("console={console} quiet panic=-1"))
+        .arg(format!("console={console} {QUIET} panic=-1"))
 }
 
 enum End {
