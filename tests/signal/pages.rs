@@ -193,7 +193,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
         symlink(temp.join("victim"), temp.join("run/tailback"))?;
         Ok(Unchanged(temp.join("victim")))
     };
-    check_notice("run", link, &["is not a directory", "remove that"])
+    check_notice("run", link, &["is not a directory", "remove `tailback`"])
 }
 
 /// A directory in which an agent must not create anything.
